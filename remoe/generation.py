@@ -1,0 +1,85 @@
+"""What the gateway asks of the main-model function, and the events it streams back.
+
+`POST /v1/generate` with a JSON `GenerateRequest`; the reply is one JSON `GenerateEvent` a line
+(`application/x-ndjson`). The last event has `finish` set and carries the stats. Closing the
+connection cancels the request.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from remoe.ledger import Ledger
+
+__all__ = [
+    "FinishReason",
+    "GenerateEvent",
+    "GenerateRequest",
+    "GenerationStats",
+    "SamplingParams",
+]
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `min_p` 0 are off.
+
+    All penalties look at the generated tokens only: presence and frequency are OpenAI's, the
+    repetition penalty is transformers' with the prompt ignored, and off at 1. Penalizing a short
+    question's own words would make a small model avoid its subject.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_new_tokens` counts the first token too; `stop_tokens` end the text and are not sent.
+
+    With `running_stats` every event carries the stats so far: the caller looks for stop strings
+    in the text, may leave at any event, and still wants to know what it used.
+    """
+
+    request_id: str
+    plan_id: str | None
+    prompt_tokens: list[int]
+    max_new_tokens: int
+    stop_tokens: list[int]
+    sampling: SamplingParams = SamplingParams()
+    running_stats: bool = False
+
+
+class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are seconds inside the main function, from the request's arrival there.
+
+    Route counts are [layers][experts].
+    """
+
+    queue_s: float
+    first_token_s: float
+    total_s: float
+    prompt_tokens: int
+    output_tokens: int
+    deployment_plan_id: str
+    ledger: Ledger
+    prefill_counts: list[list[int]]
+    decode_counts: list[list[int]]
+
+
+class GenerateEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New tokens, and at the end why there are no more. `error` only with finish "error"."""
+
+    tokens: list[int] = []
+    finish: FinishReason | None = None
+    stats: GenerationStats | None = None
+    error: str | None = None

@@ -1,0 +1,204 @@
+"""How every Remoe program starts, says that it is ready, drains, and dies with its supervisor.
+
+Sockets come by systemd's activation protocol (LISTEN_FDS, first one is descriptor 3). The process
+that made the socket keeps it, so a connection that arrives while no replica runs, or while one
+drains, waits in the kernel's backlog for the next. On a cluster there is no such socket and the
+same program binds 0.0.0.0:$PORT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, MutableMapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from remoe.notify import InFlight, Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+__all__ = [
+    "LIFELINE_VARIABLE",
+    "READY_FOR_HEADER",
+    "InFlight",
+    "Notifier",
+    "bind",
+    "serve_asgi",
+    "watch_lifeline",
+]
+
+# How long the replica had been ready when its response began, in milliseconds. A caller that
+# waited longer than that waited for a cold start; no clock is compared with another machine's.
+READY_FOR_HEADER = "x-remoe-ready-for-ms"
+LIFELINE_VARIABLE = "REMOE_LIFELINE_FD"
+
+_FIRST_INHERITED_FD = 3
+_BACKLOG = 2048
+_LIFELINE_GRACE_S = 5.0
+# Between no longer accepting and closing idle connections: whoever has just connected, or has
+# just written to a kept-alive connection, is still served.
+_LINGER_S = 0.05
+# Longer than the pools of the clients in front, so that they close idle connections, not we.
+_KEEP_ALIVE_S = 75
+
+_lifeline_lock = threading.Lock()
+_watched_fds: set[int] = set()
+
+
+def bind() -> socket.socket:
+    """Take the inherited listening socket, or listen on 0.0.0.0:$PORT (8080 if unset)."""
+    pid = os.environ.pop("LISTEN_PID", None)
+    count = os.environ.pop("LISTEN_FDS", None)
+    if count is not None and pid in {None, str(os.getpid())}:
+        listener = socket.socket(fileno=_FIRST_INHERITED_FD)
+        listener.set_inheritable(False)
+    else:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port = os.environ.get("PORT", "8080")
+        try:
+            listener.bind(("0.0.0.0", int(port)))  # noqa: S104  # what Knative asks for
+        except (OSError, ValueError, OverflowError) as error:
+            listener.close()
+            sys.exit(f"cannot listen on port {port}: {error}. Set PORT to a free port.")
+        listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def watch_lifeline() -> None:
+    """Exit soon after the supervisor is gone: SIGTERM to self, then a hard exit after 5 s.
+
+    Call it before slow imports. Does nothing without REMOE_LIFELINE_FD, or when called again.
+    """
+    value = os.environ.get(LIFELINE_VARIABLE)
+    if value is None:
+        return
+    fd = int(value)
+    with _lifeline_lock:
+        if fd in _watched_fds:
+            return
+        _watched_fds.add(fd)
+    os.set_inheritable(fd, False)
+    threading.Thread(target=_wait_for_end, args=(fd,), name="lifeline", daemon=True).start()
+
+
+def _wait_for_end(fd: int) -> None:
+    # Nobody ever writes: the read returns when the last copy of the other end has closed.
+    with contextlib.suppress(OSError):
+        while os.read(fd, 1):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LIFELINE_GRACE_S)
+    os._exit(1)
+
+
+class _Metered:
+    """ASGI middleware: counts requests in flight and adds READY_FOR_HEADER."""
+
+    def __init__(self, app: App, notifier: Notifier, in_flight: InFlight) -> None:
+        self._app = app
+        self._notifier = notifier
+        self._in_flight = in_flight
+        self._header = READY_FOR_HEADER.encode()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        counted = True
+        self._in_flight.enter()
+
+        async def send_metered(message: Message) -> None:
+            nonlocal counted
+            if message["type"] == "http.response.start":
+                ready_for_ms = self._notifier.ready_for_s * 1e3
+                header = (self._header, f"{ready_for_ms:.1f}".encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+            if (
+                counted
+                and message["type"] == "http.response.body"
+                and not message.get("more_body", False)
+            ):
+                counted = False
+                self._in_flight.leave()
+
+        try:
+            await self._app(scope, receive, send_metered)
+        finally:
+            # The client left, or the app failed, before the body ended.
+            if counted:
+                self._in_flight.leave()
+
+
+def serve_asgi(app: App, *, log_level: str) -> None:
+    """Serve an ASGI app until SIGTERM or SIGINT, then finish what is in flight and return.
+
+    READY is sent when the app's lifespan start-up has completed and connections are accepted.
+    """
+    import uvicorn
+
+    watch_lifeline()
+    listener = bind()
+    notifier = Notifier.from_environment()
+    in_flight = InFlight(notifier)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            notifier.ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            notifier.stopping()
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(_LINGER_S)
+            await super().shutdown(sockets=sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn raises the signal again after a clean shutdown; a drained replica exits 0.
+            def stop(signum: int, frame: FrameType | None) -> None:
+                if not self.started:
+                    os._exit(0)  # still loading: nothing was accepted, nothing is lost
+                self.handle_exit(signum, frame)
+
+            before = {sig: signal.signal(sig, stop) for sig in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for sig, handler in before.items():
+                    signal.signal(sig, handler)
+
+    config = uvicorn.Config(
+        _Metered(app, notifier, in_flight),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=log_level,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        in_flight.close()
+        notifier.close()

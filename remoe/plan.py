@@ -1,0 +1,108 @@
+"""What the planner is asked and what it answers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from remoe.experts import Partition
+from remoe.ledger import Ledger
+
+__all__ = [
+    "Deployment",
+    "FunctionForecast",
+    "Neighbour",
+    "Observation",
+    "Plan",
+    "PlanRequest",
+    "Slo",
+]
+
+
+class Slo(msgspec.Struct, frozen=True):
+    """Latency a request asks for, in seconds: time to first token, time per output token."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`prompt_tokens` are the model's own token ids, chat template included."""
+
+    model: str
+    prompt_tokens: list[int]
+    max_new_tokens: int
+    slo: Slo | None = None
+
+
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the similar prompts a prediction rests on (SPS, A.7)."""
+
+    history_id: int
+    topic: str
+    similarity: float
+    weight: float
+
+
+class FunctionForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What the plan expects of one expert function: routes to it, and its memory."""
+
+    name: str
+    expected_routes: float
+    memory_gb: float
+    replicas: int
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which experts are remote for a request, what that will cost, and why.
+
+    `profile` is the predicted activation profile of the whole request, [layers][experts]: prefill
+    and decode, mixed by their expected tokens.
+    `prewarm` names the expert functions this request will most likely call.
+    """
+
+    plan_id: str
+    model: str
+    model_digest: str
+    partition: Partition
+    profile: list[list[float]]
+    main_memory_gb: float
+    functions: list[FunctionForecast]
+    prewarm: list[str]
+    neighbours: list[Neighbour]
+    predicted_ttft_s: float | None
+    predicted_tpot_s: float | None
+    predicted_cost_usd: float | None
+    feasible: bool = True
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a main-model function is to load: the answer to a claim when it starts.
+
+    `origin` says whether a waiting request's plan or the epoch plan (demand-weighted profile of
+    the history) decided the partition.
+    """
+
+    plan_id: str
+    model_digest: str
+    partition: Partition
+    main_memory_gb: float
+    origin: str
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished request really did; route counts are [layers][experts].
+
+    `cold_start_s` is the part of `ttft_s` that was waiting for cold starts. Without the ledger the
+    planner learns times, and no costs.
+    """
+
+    plan_id: str
+    model_digest: str
+    prompt_tokens: list[int]
+    prefill_counts: list[list[int]]
+    decode_counts: list[list[int]]
+    ttft_s: float
+    tpot_s: float | None
+    cost_usd: float
+    cold_start_s: float = 0.0
+    ledger: Ledger | None = None
