@@ -1,0 +1,1 @@
+"""The expert function: some layers' experts behind one compute endpoint, started in a blink."""

@@ -1,0 +1,87 @@
+"""The seam of the arithmetic: what answers "these rows through these experts", and who is chosen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remoe.checkpoint import ExpertTensors
+from remoe.experts import ExpertId
+
+__all__ = ["ExpertKernel", "KernelChoice", "KernelUnavailableError", "RoutedRows", "open_kernel"]
+
+KernelChoice = Literal["auto", "native", "numpy"]
+ReadExpert = Callable[[ExpertId], ExpertTensors]
+
+_log = logging.getLogger(__name__)
+
+
+class KernelUnavailableError(ValueError):
+    """The native library is not there, or not for this machine; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRows:
+    """Rows and where they go; the caller has checked that all of it fits together.
+
+    `hidden` is [rows, hidden_size] in a stored type (uint16 is bfloat16). Entries `offsets[i]` to
+    `offsets[i + 1]` of `row_index` (int32) and `gate` (float32) belong to the i-th expert.
+    """
+
+    hidden: NDArray[np.generic]
+    offsets: Sequence[int]
+    row_index: NDArray[np.int32]
+    gate: NDArray[np.float32]
+
+
+class ExpertKernel(Protocol):
+    """Experts, read when first called, and the arithmetic on them."""
+
+    @property
+    def description(self) -> str:
+        """For people: which implementation, on what."""
+        ...
+
+    @property
+    def loaded(self) -> int:
+        """Experts that have been called."""
+        ...
+
+    def weighted_sum(self, experts: Sequence[ExpertId], rows: RoutedRows) -> NDArray[np.float32]:
+        """Each row's gate-weighted sum over its experts, float32 [rows, hidden_size]."""
+        ...
+
+
+def open_kernel(
+    read: ReadExpert,
+    choice: KernelChoice = "auto",
+    *,
+    threads: int = 1,
+    library: Path | None = None,
+) -> ExpertKernel:
+    """The native kernel if it was built and this machine runs it, or else numpy's.
+
+    With `choice` "native" its absence raises KernelUnavailableError instead.
+    """
+    from expert_fn.kernel_native import NativeKernel
+    from expert_fn.kernel_numpy import NumpyKernel
+
+    kernel: ExpertKernel
+    why = "as configured"
+    try:
+        if choice == "numpy":
+            kernel = NumpyKernel(read)
+        else:
+            kernel = NativeKernel(read, threads=threads, library=library)
+    except KernelUnavailableError as error:
+        if choice == "native":
+            raise
+        kernel, why = NumpyKernel(read), str(error)
+    _log.info("expert_kernel", extra={"kernel": kernel.description, "choice": choice, "why": why})
+    return kernel

@@ -1,0 +1,165 @@
+"""The compiled kernel (native/kernel.c), called on weights where they lie in the mapped file."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_fn.kernel import KernelUnavailableError, ReadExpert, RoutedRows
+from expert_fn.native import LIBRARY
+from remoe.checkpoint import ExpertTensors
+from remoe.experts import ExpertId
+
+__all__ = ["Activation", "NativeKernel", "native_variants"]
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+# As in native/kernel.h.
+_ABI = 1
+_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("values", ctypes.c_void_p), ("dtype", ctypes.c_int64))
+
+
+class _Expert(ctypes.Structure):
+    _fields_ = (("gate", _Matrix), ("up", _Matrix), ("down", _Matrix))
+
+
+class _Call(ctypes.Structure):
+    _fields_ = (
+        ("hidden", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("experts", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("expert", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("row_index", ctypes.c_void_p),
+        ("gate_weight", ctypes.c_void_p),
+        ("input", _Matrix),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class _Held:
+    """An expert as the library sees it; keeps its mapping alive."""
+
+    __slots__ = ("address", "inner", "struct", "tensors")
+
+    def __init__(self, tensors: ExpertTensors) -> None:
+        gate, up, down = (t.values for t in (tensors.gate, tensors.up, tensors.down))
+        inner, hidden = gate.shape
+        if up.shape != (inner, hidden) or down.shape != (hidden, inner):
+            raise ValueError(f"expert shapes {gate.shape}, {up.shape}, {down.shape} do not fit")
+        self.tensors = tensors
+        self.inner = inner
+        self.struct = _Expert(_matrix(gate), _matrix(up), _matrix(down))
+        self.address = ctypes.addressof(self.struct)
+
+
+def _matrix(values: NDArray[np.generic]) -> _Matrix:
+    assert values.flags.c_contiguous  # noqa: S101  # what a checkpoint and a call's body give
+    return _Matrix(values.ctypes.data, _DTYPES[values.dtype])
+
+
+class NativeKernel:
+    """One handle of the library: its variant, its threads, its buffers. Safe from any thread."""
+
+    def __init__(
+        self,
+        read: ReadExpert,
+        *,
+        threads: int = 1,
+        variant: str | None = None,
+        activation: Activation = "silu",
+        library: Path | None = None,
+    ) -> None:
+        self._library = _open_library(library or LIBRARY)
+        self._read = read
+        self._activation = _ACTIVATIONS[activation]
+        self._experts: dict[ExpertId, _Held] = {}
+        self._handle = self._library.remoe_open(threads, variant and variant.encode())
+        if not self._handle:
+            raise KernelUnavailableError(
+                f"this machine cannot run variant {variant} on {threads} threads"
+            )
+        variant = variant or native_variants(library or LIBRARY)[0]
+        self.description = f"native {variant}, {threads} thread{'s' * (threads > 1)}"
+
+    @property
+    def loaded(self) -> int:
+        return len(self._experts)
+
+    def weighted_sum(self, experts: Sequence[ExpertId], rows: RoutedRows) -> NDArray[np.float32]:
+        held = [self._hold(expert) for expert in experts]
+        total = np.zeros(rows.hidden.shape, np.float32)
+        if not held:
+            return total
+        pointers = (ctypes.c_void_p * len(held))(*[expert.address for expert in held])
+        offsets = (ctypes.c_int64 * len(rows.offsets))(*rows.offsets)
+        call = _Call(
+            hidden=rows.hidden.shape[1],
+            inner=held[0].inner,
+            activation=self._activation,
+            experts=len(held),
+            rows=len(rows.hidden),
+            expert=ctypes.addressof(pointers),
+            offsets=ctypes.addressof(offsets),
+            row_index=rows.row_index.ctypes.data,
+            gate_weight=rows.gate.ctypes.data,
+            input=_matrix(rows.hidden),
+            output=total.ctypes.data,
+        )
+        if self._library.remoe_forward(self._handle, ctypes.byref(call)) != 0:
+            raise MemoryError("no memory for the expert kernel's buffers")
+        return total
+
+    def close(self) -> None:
+        """End its threads; the kernel must not be used again."""
+        if self._handle:
+            self._library.remoe_close(self._handle)
+            self._handle = None
+
+    def _hold(self, expert: ExpertId) -> _Held:
+        held = self._experts.get(expert)
+        if held is None:
+            held = self._experts[expert] = _Held(self._read(expert))
+        return held
+
+
+def native_variants(library: Path = LIBRARY) -> list[str]:
+    """What this machine can run, the fastest first."""
+    opened, names = _open_library(library), list[str]()
+    while name := opened.remoe_variant(len(names)):
+        names.append(name.decode())
+    return names
+
+
+@cache
+def _open_library(path: Path) -> ctypes.CDLL:
+    again = "run `python -m expert_fn.native.build`, which needs a C compiler"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.remoe_kernel_abi.restype = ctypes.c_int64
+        found = library.remoe_kernel_abi()
+    except (OSError, AttributeError) as error:
+        raise KernelUnavailableError(f"no native kernel ({error}): {again}") from error
+    if found != _ABI:
+        raise KernelUnavailableError(f"{path} was built from other sources: {again}")
+    library.remoe_open.restype = ctypes.c_void_p
+    library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_char_p]
+    library.remoe_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_close.argtypes = [ctypes.c_void_p]
+    library.remoe_close.restype = None
+    library.remoe_variant.argtypes = [ctypes.c_int64]
+    library.remoe_variant.restype = ctypes.c_char_p
+    return library

@@ -1,0 +1,324 @@
+/* Which variant runs, on which threads, over which pieces of a call. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernel.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define ALIGNMENT 64
+/* Rows computed together: their inputs and intermediates stay in the second cache, and weights
+ * are read once for all of them. */
+#define BLOCK_ROWS 128
+/* A float32 is the sum of three bfloat16 numbers, a float16 of two. */
+#define FLOAT32_PARTS 3
+/* Weight rows of one task: small enough to share out evenly, large enough to be worth taking. */
+#define TASK_BYTES (96 * 1024)
+
+/* build.py lists those that it compiled, the fastest first: VARIANTS is "X(avx512) X(avx2) ...". */
+#define X(name) extern const struct variant remoe_##name;
+VARIANTS
+#undef X
+#define X(name) &remoe_##name,
+static const struct variant *const variants[] = {VARIANTS NULL};
+#undef X
+
+/* Rows of one expert that are computed together: entries first .. last - 1 of the call's, which
+ * lie from `place` on in the buffers. */
+struct segment {
+    const struct expert *expert;
+    size_t first, last, place;
+};
+
+struct kernel;
+typedef void task_function(struct kernel *, size_t task, size_t thread);
+
+/* Threads that wait without spinning, and take tasks from a counter. A result does not depend on
+ * who computes it, so neither does it on the number of threads. */
+struct kernel {
+    const struct variant *variant;
+    size_t threads;
+    pthread_mutex_t call_lock; /* one call at a time */
+
+    pthread_mutex_t lock; /* guards the fields up to `helpers` */
+    pthread_cond_t work, finished;
+    task_function *function;
+    size_t next, total, running;
+    int closing;
+    pthread_t *helpers; /* [threads - 1] */
+
+    /* The call at hand, and buffers that grow to the largest seen. */
+    const struct call *call;
+    struct segment segment[BLOCK_ROWS];
+    size_t segments, block_rows;
+    float *input;  /* [BLOCK_ROWS, padded hidden] */
+    float *inner;  /* [BLOCK_ROWS, padded inner] */
+    float *thread; /* [threads, thread_floats] */
+    size_t input_stride, inner_stride, thread_floats;
+    char *packed_input, *packed_inner; /* [BLOCK_ROWS / group_rows, group bytes] */
+    size_t packed_input_bytes, packed_inner_bytes;
+    size_t inner_step, hidden_step, input_parts;
+};
+
+static void take_tasks(struct kernel *kernel, size_t thread) { /* with the lock held */
+    while (kernel->next < kernel->total) {
+        size_t task = kernel->next++;
+        task_function *function = kernel->function;
+        kernel->running++;
+        pthread_mutex_unlock(&kernel->lock);
+        function(kernel, task, thread);
+        pthread_mutex_lock(&kernel->lock);
+        kernel->running--;
+    }
+}
+
+struct helper_argument {
+    struct kernel *kernel;
+    size_t thread;
+};
+
+static void *help(void *argument) {
+    struct helper_argument given = *(struct helper_argument *)argument;
+    struct kernel *kernel = given.kernel;
+    free(argument);
+    pthread_mutex_lock(&kernel->lock);
+    while (!kernel->closing) {
+        take_tasks(kernel, given.thread);
+        if (kernel->running == 0) pthread_cond_signal(&kernel->finished);
+        pthread_cond_wait(&kernel->work, &kernel->lock);
+    }
+    pthread_mutex_unlock(&kernel->lock);
+    return NULL;
+}
+
+static void run(struct kernel *kernel, task_function *function, size_t tasks) {
+    if (kernel->threads == 1) {
+        for (size_t task = 0; task < tasks; task++) function(kernel, task, 0);
+        return;
+    }
+    pthread_mutex_lock(&kernel->lock);
+    kernel->function = function;
+    kernel->next = 0;
+    kernel->total = tasks;
+    pthread_cond_broadcast(&kernel->work);
+    take_tasks(kernel, 0);
+    while (kernel->running > 0) pthread_cond_wait(&kernel->finished, &kernel->lock);
+    pthread_mutex_unlock(&kernel->lock);
+}
+
+/* Numbers of weight rows in one task: a multiple of PADDING, so that tasks share no vector. */
+static size_t step_for(size_t width) {
+    size_t rows = TASK_BYTES / (2 * width) / PADDING * PADDING;
+    return rows > PADDING ? rows : PADDING;
+}
+
+static size_t steps(size_t count, size_t step) {
+    return (count + step - 1) / step;
+}
+
+static struct input input_of(const struct kernel *kernel, const struct segment *segment) {
+    size_t rows = segment->last - segment->first;
+    size_t group = segment->place / kernel->variant->group_rows;
+    return (struct input){kernel->input + segment->place * kernel->input_stride,
+                          kernel->input_stride, rows, kernel->input_parts,
+                          kernel->packed_input + group * kernel->packed_input_bytes};
+}
+
+static struct input inner_of(const struct kernel *kernel, const struct segment *segment) {
+    size_t rows = segment->last - segment->first;
+    size_t group = segment->place / kernel->variant->group_rows;
+    return (struct input){kernel->inner + segment->place * kernel->inner_stride,
+                          kernel->inner_stride, rows, FLOAT32_PARTS,
+                          kernel->packed_inner + group * kernel->packed_inner_bytes};
+}
+
+/* inner = act(gate(x)) * up(x), for one segment and some of its columns. */
+static void inner_task(struct kernel *kernel, size_t task, size_t thread) {
+    const struct call *call = kernel->call;
+    size_t per_segment = steps(call->inner, kernel->inner_step);
+    const struct segment *segment = &kernel->segment[task / per_segment];
+    size_t first = task % per_segment * kernel->inner_step;
+    size_t last = smaller(first + kernel->inner_step, call->inner);
+    size_t columns = last - first;
+    struct input input = input_of(kernel, segment);
+    float *gate = kernel->inner + segment->place * kernel->inner_stride + first;
+    float *up = kernel->thread + thread * kernel->thread_floats;
+    float *scratch = up + BLOCK_ROWS * kernel->inner_step;
+
+    kernel->variant->project(gate, kernel->inner_stride, input, segment->expert->gate,
+                             call->hidden, first, last, scratch);
+    kernel->variant->project(up, kernel->inner_step, input, segment->expert->up, call->hidden,
+                             first, last, scratch);
+    for (size_t r = 0; r < input.rows; r++) {
+        float *row = gate + r * kernel->inner_stride;
+        size_t beyond = padded(columns) - columns;
+        memset(up + r * kernel->inner_step + columns, 0, beyond * sizeof *up);
+        kernel->variant->activate(row, up + r * kernel->inner_step, padded(columns),
+                                  call->activation);
+        memset(row + columns, 0, beyond * sizeof *row);
+    }
+    kernel->variant->pack(inner_of(kernel, segment), call->inner, first, padded(columns));
+}
+
+/* output += gate_weight * down(inner), for some columns and all segments, in their order. */
+static void output_task(struct kernel *kernel, size_t task, size_t thread) {
+    const struct call *call = kernel->call;
+    size_t first = task * kernel->hidden_step;
+    size_t last = smaller(first + kernel->hidden_step, call->hidden);
+    float *down = kernel->thread + thread * kernel->thread_floats;
+    float *scratch = down + BLOCK_ROWS * kernel->hidden_step;
+
+    for (size_t s = 0; s < kernel->segments; s++) {
+        const struct segment *segment = &kernel->segment[s];
+        kernel->variant->project(down, kernel->hidden_step, inner_of(kernel, segment),
+                                 segment->expert->down, call->inner, first, last, scratch);
+        for (size_t entry = segment->first; entry < segment->last; entry++) {
+            const float *from = down + (entry - segment->first) * kernel->hidden_step;
+            float weight;
+            int32_t row;
+            memcpy(&weight, (const char *)call->gate_weight + entry * sizeof weight, sizeof weight);
+            memcpy(&row, (const char *)call->row_index + entry * sizeof row, sizeof row);
+            float *to = call->output + (size_t)row * call->hidden + first;
+            for (size_t i = 0; i < last - first; i++) to[i] += weight * from[i];
+        }
+    }
+}
+
+/* Compute the segments gathered so far. */
+static void flush(struct kernel *kernel) {
+    const struct call *call = kernel->call;
+    for (size_t s = 0; s < kernel->segments; s++) {
+        const struct segment *segment = &kernel->segment[s];
+        float *to = kernel->input + segment->place * kernel->input_stride;
+        for (size_t entry = segment->first; entry < segment->last; entry++) {
+            int32_t row;
+            memcpy(&row, (const char *)call->row_index + entry * sizeof row, sizeof row);
+            kernel->variant->widen(to, call->input, (size_t)row * call->hidden, call->hidden);
+            memset(to + call->hidden, 0, (kernel->input_stride - call->hidden) * sizeof *to);
+            to += kernel->input_stride;
+        }
+        kernel->variant->pack(input_of(kernel, segment), call->hidden, 0, padded(call->hidden));
+    }
+    run(kernel, inner_task, kernel->segments * steps(call->inner, kernel->inner_step));
+    run(kernel, output_task, steps(call->hidden, kernel->hidden_step));
+    kernel->block_rows = kernel->segments = 0;
+}
+
+/* Make room for `count` items of `needed` bytes or numbers each, `size` bytes a number. */
+static int grow(void *buffer, size_t *held, size_t needed, size_t count, size_t size) {
+    void **pointer = buffer;
+    if (needed <= *held) return OK;
+    free(*pointer);
+    *pointer = aligned_alloc(ALIGNMENT, (count * needed * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    *held = *pointer ? needed : 0;
+    return *pointer ? OK : NO_MEMORY;
+}
+
+static int prepare(struct kernel *kernel, const struct call *call) {
+    size_t hidden = call->hidden, inner = call->inner;
+    const struct variant *variant = kernel->variant;
+    kernel->input_parts =
+        call->input.dtype == FLOAT32 ? FLOAT32_PARTS : call->input.dtype == BFLOAT16 ? 1 : 2;
+    kernel->inner_step = smaller(step_for(hidden), padded(inner));
+    kernel->hidden_step = smaller(step_for(inner), padded(hidden));
+    size_t inner_floats =
+        BLOCK_ROWS * kernel->inner_step + padded(variant->scratch_floats(hidden));
+    size_t output_floats =
+        BLOCK_ROWS * kernel->hidden_step + padded(variant->scratch_floats(inner));
+    size_t thread_floats = inner_floats > output_floats ? inner_floats : output_floats;
+    size_t groups = BLOCK_ROWS / variant->group_rows;
+    if (grow(&kernel->input, &kernel->input_stride, padded(hidden), BLOCK_ROWS, sizeof(float)) ||
+        grow(&kernel->inner, &kernel->inner_stride, padded(inner), BLOCK_ROWS, sizeof(float)) ||
+        grow(&kernel->thread, &kernel->thread_floats, thread_floats, kernel->threads,
+             sizeof(float)) ||
+        grow(&kernel->packed_input, &kernel->packed_input_bytes, variant->group_bytes(hidden),
+             groups, 1) ||
+        grow(&kernel->packed_inner, &kernel->packed_inner_bytes, variant->group_bytes(inner),
+             groups, 1))
+        return NO_MEMORY;
+    return OK;
+}
+
+EXPORT int remoe_forward(struct kernel *kernel, const struct call *call) {
+    pthread_mutex_lock(&kernel->call_lock);
+    int status = prepare(kernel, call);
+    if (status == OK) {
+        kernel->call = call;
+        kernel->segments = kernel->block_rows = 0;
+        size_t group = kernel->variant->group_rows;
+        for (int64_t e = 0; e < call->experts; e++) {
+            size_t first = call->offsets[e], end = call->offsets[e + 1];
+            while (first < end) {
+                if (kernel->block_rows == BLOCK_ROWS) flush(kernel);
+                size_t last = smaller(end, first + BLOCK_ROWS - kernel->block_rows);
+                kernel->segment[kernel->segments++] =
+                    (struct segment){call->expert[e], first, last, kernel->block_rows};
+                kernel->block_rows += steps(last - first, group) * group;
+                first = last;
+            }
+        }
+        flush(kernel);
+    }
+    pthread_mutex_unlock(&kernel->call_lock);
+    return status;
+}
+
+EXPORT int64_t remoe_kernel_abi(void) {
+    return REMOE_KERNEL_ABI;
+}
+
+/* The name of the i-th variant that this machine runs, the fastest first; NULL after the last. */
+EXPORT const char *remoe_variant(int64_t i) {
+    for (const struct variant *const *variant = variants; *variant; variant++)
+        if ((*variant)->supported() && i-- == 0) return (*variant)->name;
+    return NULL;
+}
+
+EXPORT void remoe_close(struct kernel *kernel) {
+    pthread_mutex_lock(&kernel->lock);
+    kernel->closing = 1;
+    pthread_cond_broadcast(&kernel->work);
+    pthread_mutex_unlock(&kernel->lock);
+    for (size_t i = 0; i + 1 < kernel->threads; i++) pthread_join(kernel->helpers[i], NULL);
+    pthread_cond_destroy(&kernel->work);
+    pthread_cond_destroy(&kernel->finished);
+    pthread_mutex_destroy(&kernel->lock);
+    pthread_mutex_destroy(&kernel->call_lock);
+    free(kernel->helpers);
+    free(kernel->input);
+    free(kernel->inner);
+    free(kernel->thread);
+    free(kernel->packed_input);
+    free(kernel->packed_inner);
+    free(kernel);
+}
+
+/* A kernel that computes on the caller and `threads - 1` more; the best variant if `name` is
+ * NULL. NULL when the machine has no such variant or no room for a thread. */
+EXPORT struct kernel *remoe_open(int64_t threads, const char *name) {
+    const struct variant *variant = NULL;
+    for (size_t i = 0; !variant && variants[i]; i++)
+        if (variants[i]->supported() && (!name || !strcmp(name, variants[i]->name)))
+            variant = variants[i];
+    struct kernel *kernel = variant ? calloc(1, sizeof *kernel) : NULL;
+    if (!kernel) return NULL;
+    kernel->variant = variant;
+    kernel->threads = 1;
+    pthread_mutex_init(&kernel->call_lock, NULL);
+    pthread_mutex_init(&kernel->lock, NULL);
+    pthread_cond_init(&kernel->work, NULL);
+    pthread_cond_init(&kernel->finished, NULL);
+    kernel->helpers = calloc(threads, sizeof *kernel->helpers);
+    for (int64_t i = 1; i < threads; i++) {
+        struct helper_argument *argument = malloc(sizeof *argument);
+        if (argument) *argument = (struct helper_argument){kernel, i};
+        if (!argument || !kernel->helpers ||
+            pthread_create(&kernel->helpers[i - 1], NULL, help, argument)) {
+            free(argument);
+            remoe_close(kernel);
+            return NULL;
+        }
+        kernel->threads++;
+    }
+    return kernel;
+}

@@ -1,0 +1,49 @@
+"""`python -m tests.expert_fn.fuzz_kernel LIBRARY SECONDS`: random cases until the time is over.
+
+Buffers end exactly where their numbers do, so that under an address sanitizer each read or write
+beyond them ends the process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from expert_fn.kernel_native import NativeKernel, native_variants
+from tests.expert_fn.kernel_cases import DTYPES, random_case
+
+
+def main() -> None:
+    library, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    rng = np.random.default_rng(0)
+    cases, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        variant = str(rng.choice(native_variants(library)))
+        case = random_case(
+            rng,
+            hidden=int(rng.integers(1, 100)),
+            inner=int(rng.integers(1, 100)),
+            rows=int(rng.integers(1, 150)),
+            experts=int(rng.integers(1, 4)),
+            weights=DTYPES[rng.integers(3)],
+            input_dtype=DTYPES[rng.integers(3)],
+            shift=int(rng.integers(0, 4)),
+        )
+        kernel = NativeKernel(
+            case.experts.__getitem__,
+            threads=int(rng.integers(1, 4)),
+            variant=variant,
+            library=library,
+        )
+        got = kernel.weighted_sum(case.ids, case.rows)
+        kernel.close()
+        np.testing.assert_allclose(got, case.expected(), rtol=1e-3, atol=1e-3)
+        cases += 1
+    sys.stdout.write(f"{cases} cases\n")
+
+
+if __name__ == "__main__":
+    main()

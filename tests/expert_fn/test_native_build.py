@@ -1,0 +1,59 @@
+"""Building the native kernel: without a compiler, with sanitizers, and what those find."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from expert_fn.native.build import BuildError, build, compiler
+
+
+def test_without_a_compiler_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(BuildError, match="no C compiler"):
+        build(tmp_path / "library.so")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_compiler_leaves_the_old_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "library.so"
+    old.write_bytes(b"old")
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(BuildError, match=r"variant\.c|kernel\.c"):
+        build(old)
+    assert [path.name for path in tmp_path.iterdir()] == ["library.so"]
+    assert old.read_bytes() == b"old"
+
+
+def test_sanitizers_find_nothing_in_a_fuzz(tmp_path: Path) -> None:
+    cc = compiler()
+    if cc is None:
+        pytest.skip("no C compiler")
+    words = [*cc, "-print-file-name=libasan.so"]
+    runtime = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no address sanitizer")
+    library = build(tmp_path / "sanitized.so", sanitize=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.expert_fn.fuzz_kernel", str(library), "5"],
+        env={
+            **os.environ,
+            "LD_PRELOAD": runtime,
+            "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout.split()[0]) > 10

@@ -1,0 +1,91 @@
+"""Real expert functions for tests: processes on a socket that outlives them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from remoe.topology import ExpertEndpoint, Topology
+
+_EXEC_WITH_SOCKET = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.execv(sys.argv[2], [sys.argv[2], "-m", "expert_fn"])
+"""
+
+
+class ExpertProcess:
+    """An expert function behind a listening socket that stays when the process dies."""
+
+    def __init__(self, model_dir: Path, work_dir: Path, *, last_layer: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        url = f"http://127.0.0.1:{self.port}"
+        self.topology = Topology(
+            model="tiny",
+            model_dir=str(model_dir),
+            gateway_url="http://127.0.0.1:9",
+            planner_url="http://127.0.0.1:9",
+            main_url="http://127.0.0.1:9",
+            main_memory_gb=1.0,
+            experts=[
+                ExpertEndpoint(
+                    name="tiny-experts",
+                    url=url,
+                    first_layer=0,
+                    last_layer=last_layer,
+                    memory_gb=0.5,
+                )
+            ],
+        )
+        self._topology_file = work_dir / "topology.json"
+        self.topology.save(self._topology_file)
+        self._last_layer = last_layer
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        fd = self._listener.fileno()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _EXEC_WITH_SOCKET, str(fd), sys.executable],
+            pass_fds=(fd,),
+            env={
+                **os.environ,
+                "LISTEN_FDS": "1",
+                "REMOE_TOPOLOGY": str(self._topology_file),
+                "REMOE_EXPERT_FIRST_LAYER": "0",
+                "REMOE_EXPERT_LAST_LAYER": str(self._last_layer),
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+        )
+        return self.process
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(timeout=5)
+
+    def stop_reading(self) -> None:
+        """Freeze the process: what is sent to it from now on is not answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def terminate(self) -> int:
+        self.process.terminate()
+        return self.process.wait(timeout=5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self._listener.close()
