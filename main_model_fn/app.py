@@ -1,0 +1,147 @@
+"""Wire the main-model function: claim a deployment, load it, serve `/v1/generate`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from main_model_fn.config import MainSettings
+from main_model_fn.deployment import claim_deployment, release_deployment
+from main_model_fn.engine import Engine, EngineLimits
+from main_model_fn.http_transport import HttpTransport
+from main_model_fn.loading import load_split_model
+from main_model_fn.metering import StepMeter
+from remoe.checkpoint import Checkpoint
+from remoe.errors import InvalidRequestError, RemoeError
+from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.plan import Deployment
+from remoe.topology import Topology
+
+__all__ = ["create_app"]
+
+_log = structlog.get_logger()
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(GenerateRequest)
+
+
+def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deployment]:
+    checkpoint = Checkpoint.open(Path(topology.model_dir))
+    deployment = claim_deployment(
+        topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    meter = StepMeter(
+        layers=checkpoint.layers,
+        experts=checkpoint.experts,
+        main_memory_gb=deployment.main_memory_gb,
+        on_gpu=device.type == "cuda",
+    )
+    model = load_split_model(
+        Path(topology.model_dir),
+        partition=deployment.partition,
+        dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        device=device,
+        transport=HttpTransport(topology, timeout_s=settings.call_timeout_s),
+        function_memory_gb=[
+            topology.expert_for(layer).memory_gb for layer in range(checkpoint.layers)
+        ],
+        meter=meter,
+    )
+    limits = EngineLimits(
+        kv_tokens=settings.kv_tokens,
+        page_tokens=settings.page_tokens,
+        batch_tokens=settings.batch_tokens,
+        max_requests=settings.max_requests,
+        max_queue=settings.max_queue,
+    )
+    engine = Engine(model, meter, limits=limits, deployment_plan_id=deployment.plan_id)
+    engine.start()
+    _log.info(
+        "main_function_loaded",
+        plan_id=deployment.plan_id,
+        origin=deployment.origin,
+        local_experts=deployment.partition.local_count,
+        remote_experts=deployment.partition.remote_count,
+        device=device.type,
+        dtype=str(model.dtype),
+    )
+    return engine, deployment
+
+
+def create_app(settings: MainSettings) -> FastAPI:
+    """The service; its model is loaded when the lifespan starts, before it is ready."""
+    topology = settings.load_topology()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.engine, app.state.deployment = await asyncio.to_thread(_load, settings, topology)
+        yield
+        await asyncio.to_thread(app.state.engine.stop)
+        plan_id = app.state.deployment.plan_id
+        await asyncio.to_thread(release_deployment, topology.planner_url, plan_id)
+
+    app = FastAPI(title="Remoe main-model function", lifespan=lifespan, openapi_url=None)
+    app.include_router(_router)
+
+    @app.exception_handler(RemoeError)
+    async def render_error(request: Request, error: RemoeError) -> JSONResponse:
+        headers = {}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(round(error.retry_after_s))
+        return JSONResponse(error.envelope(), status_code=error.status, headers=headers)
+
+    return app
+
+
+_router = APIRouter()
+
+
+@_router.get("/healthz")
+async def _healthz() -> Response:
+    return Response("ok\n", media_type="text/plain")
+
+
+@_router.get("/readyz")
+async def _readyz(request: Request) -> Response:
+    if request.app.state.engine.alive:
+        return Response("ok\n", media_type="text/plain")
+    return Response("engine stopped\n", status_code=503, media_type="text/plain")
+
+
+@_router.get("/v1/deployment")
+async def _deployment(request: Request) -> Response:
+    return Response(_encoder.encode(request.app.state.deployment), media_type="application/json")
+
+
+@_router.post("/v1/generate")
+async def _generate(http_request: Request) -> StreamingResponse:
+    engine: Engine = http_request.app.state.engine
+    try:
+        request = _decoder.decode(await http_request.body())
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"not a generate request: {error}") from error
+    engine.check(request)
+    return StreamingResponse(_lines(engine, request), media_type="application/x-ndjson")
+
+
+async def _lines(engine: Engine, request: GenerateRequest) -> AsyncIterator[bytes]:
+    """One JSON event a line. The status has been sent, so an error can only be an event."""
+    try:
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                yield _encoder.encode(event) + b"\n"
+    except RemoeError as error:
+        yield _encoder.encode(GenerateEvent(finish="error", error=error.message)) + b"\n"
+    if not engine.alive:
+        # A crashed engine cannot be mended from here; the runtime starts a new replica.
+        os.kill(os.getpid(), signal.SIGTERM)

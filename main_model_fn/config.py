@@ -1,0 +1,37 @@
+"""Settings of the main-model function, from `REMOE_MAIN_*`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from remoe.settings import ServiceSettings
+
+__all__ = ["MainSettings"]
+
+
+class MainSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="REMOE_MAIN_", frozen=True, extra="ignore")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the model computes in; `auto` is the checkpoint's own."""
+
+    kv_tokens: int = Field(16_384, ge=512, le=4_194_304)
+    """Tokens the key-value cache holds, over all concurrent requests."""
+
+    page_tokens: int = Field(32, ge=8, le=1024)
+    """Tokens in one page of the key-value cache."""
+
+    batch_tokens: int = Field(256, ge=16, le=65_536)
+    """Most tokens in one engine step; longer prompts are prefilled in pieces."""
+
+    max_requests: int = Field(16, ge=1, le=1024)
+    """Most requests in one engine step."""
+
+    max_queue: int = Field(256, ge=1, le=65_536)
+    """Requests admitted at once, running and waiting; more get 429."""
+
+    call_timeout_s: float = Field(10.0, gt=0, le=600)
+    """How long one remote expert call may take, the function's cold start included."""

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from main_model_fn.metering import Span, StepMeter
+from main_model_fn.transport import RemoteResult
+
+steps = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 5), min_size=1, max_size=4),  # rows of each request
+        st.floats(0.001, 2.0),  # seconds the step took
+        st.floats(0.0, 1.0),  # seconds its remote call was busy
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(steps=steps, seed=st.integers(0, 1000))
+def test_requests_together_are_billed_what_was_used(
+    steps: list[tuple[list[int], float, float]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    meter = StepMeter(layers=2, experts=4, main_memory_gb=3.0, on_gpu=False)
+    requests = [meter.open(str(number)) for number in range(4)]
+    now, routes = 0.0, 0
+    for rows, seconds, busy_s in steps:
+        meter.begin_step([Span(str(n), count, prefill=n == 0) for n, count in enumerate(rows)], now)
+        meter.record_routes(1, rng.integers(0, 4, (sum(rows), 2)))
+        routes += 2 * sum(rows)
+        result = RemoteResult(b"", busy_s, cold_start_s=0.0, retries=0, bytes_moved=1000)
+        meter.record_call(np.arange(sum(rows)), result, memory_gb=0.5)
+        now += seconds
+        meter.end_step(now)
+    ledgers = [request.ledger for request in requests]
+    assert sum(ledger.main_cpu_gb_s for ledger in ledgers) == pytest.approx(3.0 * now)
+    assert sum(ledger.remote_gb_s for ledger in ledgers) == pytest.approx(
+        0.5 * sum(busy for _, _, busy in steps)
+    )
+    counted = sum(int(r.prefill_counts.sum() + r.decode_counts.sum()) for r in requests)
+    assert counted == routes
+    assert all(int(request.prefill_counts.sum()) == 0 for request in requests[1:])
+
+
+def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None:
+    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=True)
+    first, second, third = meter.open("a"), meter.open("b"), meter.open("c")
+    meter.begin_step([Span("a", 2, prefill=False), Span("b", 1, prefill=False)], 0.0)
+    result = RemoteResult(b"", 0.1, cold_start_s=0.4, retries=1, bytes_moved=30)
+    meter.record_call(np.array([0, 2]), result, memory_gb=1.0)
+    meter.end_step(1.0)
+    assert first.ledger.remote_cold_start_s == second.ledger.remote_cold_start_s == 0.4
+    assert (first.ledger.remote_rows, second.ledger.remote_rows) == (1, 1)
+    assert first.ledger.remote_retries == 1
+    assert first.ledger.main_gpu_gb_s == pytest.approx(0.5)
+    assert third.ledger.remote_calls == 0
+
+
+def test_a_closed_request_is_no_longer_billed() -> None:
+    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=False)
+    request = meter.open("a")
+    meter.close("a")
+    meter.begin_step([Span("a", 1, prefill=False)], 0.0)
+    meter.end_step(1.0)
+    assert request.ledger.main_cpu_gb_s == 0
