@@ -1,0 +1,100 @@
+"""Wire the planner service: routes around one `Planner` that runs in one worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar, cast
+
+import anyio
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import Response
+
+from planner.planning import Planner
+from planner.wire import add_error_handlers, json_response, read_message
+from remoe.errors import NotFoundError
+from remoe.plan import Observation, PlanRequest
+
+__all__ = ["create_app"]
+
+_Result = TypeVar("_Result")
+_router = APIRouter()
+
+
+class _Worker:
+    """Runs the planner, one call at a time: it is not thread-safe, and the loop never waits."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self._limiter = CapacityLimiter(1)
+
+    async def run(self, work: Callable[[], _Result]) -> _Result:
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def create_app(planner: Planner) -> FastAPI:
+    """The service. It is ready as soon as it runs: the planner has been loaded before."""
+    app = FastAPI(title="Remoe planner", openapi_url=None)
+    app.state.worker = _Worker(planner)
+    add_error_handlers(app)
+    app.include_router(_router)
+    return app
+
+
+async def _worker(request: Request) -> _Worker:
+    return cast("_Worker", request.app.state.worker)
+
+
+_TheWorker = Annotated[_Worker, Depends(_worker)]
+
+
+@_router.post("/v1/plan")
+async def _plan(request: Request, worker: _TheWorker) -> Response:
+    asked = await read_message(request, PlanRequest)
+    return json_response(await worker.run(lambda: worker.planner.plan(asked)))
+
+
+@_router.post("/v1/deployment:claim")
+async def _claim(worker: _TheWorker) -> Response:
+    return json_response(await worker.run(worker.planner.claim))
+
+
+@_router.post("/v1/deployment:release")
+async def _release(worker: _TheWorker, plan_id: Annotated[str | None, Query()] = None) -> Response:
+    await worker.run(lambda: worker.planner.release(plan_id))
+    return Response(status_code=204)
+
+
+@_router.get("/v1/deployment")
+async def _deployment(worker: _TheWorker) -> Response:
+    deployment = worker.planner.deployment
+    if deployment is None:
+        raise NotFoundError(
+            "No deployment is claimed: the main function is not running. Send a request to wake it."
+        )
+    return json_response(deployment)
+
+
+@_router.post("/v1/observations")
+async def _observations(request: Request, worker: _TheWorker) -> Response:
+    observed = await read_message(request, Observation)
+    return json_response(await worker.run(lambda: worker.planner.observe(observed)), 202)
+
+
+@_router.get("/v1/history")
+async def _history(worker: _TheWorker) -> Response:
+    return json_response(await worker.run(worker.planner.stats))
+
+
+@_router.get("/healthz")
+async def _healthz() -> Response:
+    return json_response({"status": "ok"})
+
+
+@_router.get("/readyz")
+async def _readyz(worker: _TheWorker) -> Response:
+    entries = len(worker.planner.history)
+    predictions = "from similar prompts" if entries else "uniform: the history is empty"
+    return json_response(
+        {"status": "ready", "history_entries": entries, "predictions": predictions}
+    )

@@ -1,0 +1,92 @@
+"""What requests have really taken here: moving averages that forecasts are made of.
+
+Nothing is assumed about the machine: each number is None until a request has shown it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from remoe.ledger import Ledger
+
+__all__ = ["FinishedRequest", "Learner", "Measurements"]
+
+
+class Measurements(msgspec.Struct, frozen=True, kw_only=True):
+    """Moving averages over finished requests.
+
+    `main_cpu_share` and `main_gpu_share` are the GB·s billed per planned GB and second in the main
+    function: below 1 when requests share engine steps, and one of them 0 where all is on the other.
+    `remote_s_per_call` is computing time of expert functions, as billed. `decode_tokens` is the
+    mean number of tokens after the first (the paper's N^out).
+    """
+
+    prefill_s_per_token: float | None = None
+    decode_s_per_token: float | None = None
+    remote_s_per_call: float | None = None
+    main_cpu_share: float | None = None
+    main_gpu_share: float | None = None
+    decode_tokens: float | None = None
+    requests: int = 0
+
+
+class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, as far as it teaches. `ttft_s` is without cold starts; `main_memory_gb` is
+    what its plan said, `remote_memory_gb` the mean memory of the expert functions."""
+
+    prompt_tokens: int
+    decode_tokens: float
+    ttft_s: float
+    tpot_s: float | None
+    main_memory_gb: float | None
+    remote_memory_gb: float
+    ledger: Ledger | None
+
+
+class Learner:
+    """Keeps the measurements; `adaptation` is the weight of the newest request."""
+
+    def __init__(self, adaptation: float) -> None:
+        self._adaptation = adaptation
+        self.measured = Measurements()
+
+    def observe(self, request: FinishedRequest) -> None:
+        before = self.measured
+        requests = before.requests + 1
+        cpu, gpu = self._main_shares(request)
+        mean = before.decode_tokens or 0.0
+        self.measured = Measurements(
+            prefill_s_per_token=self._blend(
+                before.prefill_s_per_token,
+                request.ttft_s / request.prompt_tokens if request.ttft_s > 0 else None,
+            ),
+            decode_s_per_token=self._blend(before.decode_s_per_token, request.tpot_s),
+            remote_s_per_call=self._blend(before.remote_s_per_call, self._call_s(request)),
+            main_cpu_share=self._blend(before.main_cpu_share, cpu),
+            main_gpu_share=self._blend(before.main_gpu_share, gpu),
+            decode_tokens=mean + (request.decode_tokens - mean) / requests,
+            requests=requests,
+        )
+
+    def _blend(self, before: float | None, sample: float | None) -> float | None:
+        if before is None or sample is None:
+            return before if sample is None else sample
+        return before + self._adaptation * (sample - before)
+
+    @staticmethod
+    def _call_s(request: FinishedRequest) -> float | None:
+        ledger = request.ledger
+        if ledger is None or ledger.remote_calls == 0 or request.remote_memory_gb == 0:
+            return None
+        return ledger.remote_gb_s / ledger.remote_calls / request.remote_memory_gb
+
+    @staticmethod
+    def _main_shares(request: FinishedRequest) -> tuple[float | None, float | None]:
+        seconds = request.ttft_s + (request.tpot_s or 0.0) * request.decode_tokens
+        if request.ledger is None or not request.main_memory_gb or seconds == 0:
+            return None, None
+        planned_gb_s = request.main_memory_gb * seconds
+        return (
+            request.ledger.main_cpu_gb_s / planned_gb_s,
+            request.ledger.main_gpu_gb_s / planned_gb_s,
+        )

@@ -1,0 +1,42 @@
+"""The numbers of a model that plans are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remoe.checkpoint import Checkpoint
+
+__all__ = ["ModelFacts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """Sizes of one checkpoint; μ(e) is `expert_size_bytes`, Σ μ(f) `non_expert_size_bytes`."""
+
+    name: str
+    digest: str
+    layers: int
+    experts: int
+    top_k: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    expert_size_bytes: int
+    non_expert_size_bytes: int
+    kv_bytes_per_token: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, name: str) -> ModelFacts:
+        return cls(
+            name=name,
+            digest=checkpoint.digest,
+            layers=checkpoint.layers,
+            experts=checkpoint.experts,
+            top_k=checkpoint.top_k,
+            hidden_size=checkpoint.hidden_size,
+            vocab_size=checkpoint.vocab_size,
+            context_length=checkpoint.context_length,
+            expert_size_bytes=checkpoint.expert_size_bytes,
+            non_expert_size_bytes=checkpoint.non_expert_size_bytes,
+            kv_bytes_per_token=checkpoint.kv_bytes_per_token,
+        )
