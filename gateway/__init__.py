@@ -1,0 +1,1 @@
+"""The front door: OpenAI's API, planning, streaming and metering; no tensor library."""

@@ -1,0 +1,187 @@
+"""Sending an answer: whole or as an event stream, for as long as the client is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.admission import Job
+from gateway.errors import internal_error
+from gateway.events import CLIENT_GONE, Trace
+from gateway.formats import ReplyFormat, WholeChoice, format_for
+from gateway.generation import Generation, Services
+from gateway.replies import FinishReason, Usage
+from remoe.errors import ErrorEnvelope, RemoeError
+
+__all__ = ["Answer"]
+
+_log = structlog.get_logger()
+_encoder = msgspec.json.Encoder()
+_DONE = b"data: [DONE]\n\n"
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Or nginx would collect the tokens.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Answer(Response):
+    """The reply to one job. Errors before the first byte are raised, for their status."""
+
+    def __init__(self, job: Job, services: Services, trace: Trace, *, heartbeat_s: float) -> None:
+        super().__init__()
+        self._job = job
+        self._services = services
+        self._trace = trace
+        self._heartbeat_s = heartbeat_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; if the client leaves first, cancel the work down to the main function."""
+        sent_all = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal sent_all
+            # Servers report a disconnect after a complete answer too.
+            sent_all = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        work = asyncio.create_task(self._answer(send_noting))
+        gone = asyncio.create_task(_client_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or sent_all:
+                await work
+            else:
+                self._trace.status = CLIENT_GONE
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _answer(self, send: Send) -> None:
+        reply = format_for(self._job)
+        trace = self._trace
+        trace.streamed = self._job.stream
+        trace.prompt_tokens = self._job.prompt_tokens
+        generation = Generation(
+            self._job, self._services, reply_id=reply.id, received_at=trace.received_at
+        )
+        async with generation:
+            try:
+                if self._job.stream:
+                    await self._stream(generation, reply, send)
+                else:
+                    await self._whole(generation, reply, send)
+            finally:
+                trace.completion_tokens = generation.completion_tokens
+                trace.receipt = generation.receipt()
+        if generation.finished():
+            generation.report()
+
+    def _usage(self, generation: Generation) -> Usage:
+        prompt, completion = self._job.prompt_tokens, generation.completion_tokens
+        return Usage(prompt, completion, prompt + completion)
+
+    async def _whole(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
+        texts: list[list[str]] = [[] for _ in range(self._job.choices)]
+        finishes: dict[int, FinishReason] = {}
+        while not generation.finished():
+            for delta in await generation.next():
+                texts[delta.index].append(delta.text)
+                if delta.finish:
+                    finishes[delta.index] = delta.finish
+        choices = [
+            WholeChoice("".join(parts), finishes[index]) for index, parts in enumerate(texts)
+        ]
+        body = _encoder.encode(reply.whole(choices, self._usage(generation), generation.receipt()))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
+        """Send chunks as they come. The headers wait for the first one, or for one heartbeat."""
+        stream = _EventStream(send)
+        silent_s = 0.0
+        try:
+            while not generation.finished():
+                deltas = await generation.next(self._heartbeat_s)
+                if not deltas:
+                    silent_s += self._heartbeat_s
+                    await stream.comment(_waiting(generation, silent_s))
+                    continue
+                silent_s = 0.0
+                last = generation.finished() and not self._job.include_usage
+                chunks = [
+                    chunk
+                    for number, delta in enumerate(deltas, start=1)
+                    for chunk in reply.chunks(
+                        delta,
+                        generation.receipt() if last and number == len(deltas) else None,
+                    )
+                ]
+                await stream.data(chunks)
+            if self._job.include_usage:
+                usage = reply.usage_chunk(self._usage(generation), generation.receipt())
+                await stream.data([usage])
+            await stream.end(_DONE)
+        except RemoeError as error:
+            await self._break_off(stream, error)
+        except Exception as error:
+            if not stream.begun:
+                raise
+            _log.exception("a stream failed")
+            await self._break_off(stream, internal_error(), cause=error)
+
+    async def _break_off(
+        self, stream: _EventStream, error: RemoeError, cause: Exception | None = None
+    ) -> None:
+        """After the first byte an error is an event, the last one."""
+        if not stream.begun:
+            raise error from cause
+        self._trace.error_code = error.code
+        await stream.data([error.envelope()])
+        await stream.end(b"")
+
+
+class _EventStream:
+    """Server-sent events over ASGI; the first send opens the response."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def data(self, objects: Sequence[msgspec.Struct | ErrorEnvelope]) -> None:
+        await self._write(b"".join(b"data: %b\n\n" % _encoder.encode(item) for item in objects))
+
+    async def comment(self, text: str) -> None:
+        await self._write(f": {text}\n\n".encode())
+
+    async def end(self, last: bytes) -> None:
+        await self._write(last, more=False)
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        if not self.begun:
+            self.begun = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+            )
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _waiting(generation: Generation, silent_s: float) -> str:
+    subject = "the next token" if generation.completion_tokens else "the main function"
+    return f"remoe waiting for {subject}, {silent_s:.3g} s"
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

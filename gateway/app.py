@@ -1,0 +1,167 @@
+"""Wiring: routes to admission to answers, and the clients they share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypedDict
+
+import httpx
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Lifespan
+
+import remoe
+from gateway.admission import Admission, Job
+from gateway.answer import Answer
+from gateway.background import Background
+from gateway.config import GatewaySettings
+from gateway.errors import on_http_exception, on_remoe_error
+from gateway.generation import Services
+from gateway.main_client import MainClient
+from gateway.middleware import RequestTracing
+from gateway.observers import Metrics, log_request
+from gateway.openapi import ERROR_RESPONSES, body_of, describe
+from gateway.planner_client import PlannerClient
+from gateway.prewarm import Prewarmer
+from gateway.replies import Model, ModelList
+from gateway.requests import ChatRequest, CompletionRequest
+from gateway.text import TextModel
+from gateway.validation import parse_body, read_body
+from remoe.errors import RemoeError
+from remoe.prices import DEFAULT_PRICES
+from remoe.topology import Topology
+
+__all__ = ["create_app"]
+
+# Functions behind us keep idle connections longer (75 s), so we close first.
+_LIMITS = httpx.Limits(max_connections=2048, max_keepalive_connections=128, keepalive_expiry=30)
+
+
+class _State(TypedDict):
+    services: Services
+
+
+def create_app(settings: GatewaySettings, topology: Topology) -> FastAPI:
+    """Build the gateway; raises CheckpointError if the model's text files cannot be read."""
+    text = TextModel.load(Path(topology.model_dir))
+    admission = Admission(topology.model, text, settings)
+    metrics = Metrics()
+    app = FastAPI(
+        title="Remoe",
+        version=remoe.__version__,
+        lifespan=_lifespan(settings, topology, text),
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={RemoeError: on_remoe_error, HTTPException: on_http_exception},
+        redirect_slashes=False,
+        responses=ERROR_RESPONSES,
+    )
+    # FastAPI's documented way to replace the document.
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.add_middleware(RequestTracing, observers=(log_request, metrics.observe))
+    _add_generation(app, admission, settings)
+    _add_models(app, admission, topology.model, text)
+    _add_operations(app, metrics, topology.model)
+    return app
+
+
+def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) -> Lifespan[FastAPI]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
+        background = Background()
+        # Time is limited where it is known what for; a cold start may well take minutes.
+        timeout = httpx.Timeout(None, connect=10.0)
+        async with httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http:
+            yield {
+                "services": Services(
+                    text=text,
+                    planner=PlannerClient(
+                        http,
+                        topology.planner_url,
+                        background,
+                        timeout_s=settings.plan_timeout_s,
+                    ),
+                    prewarmer=Prewarmer(
+                        http, {expert.name: expert.url for expert in topology.experts}, background
+                    ),
+                    main=MainClient(
+                        http,
+                        topology.main_url,
+                        cold_start_timeout_s=settings.cold_start_timeout_s,
+                        stall_timeout_s=settings.stall_timeout_s,
+                    ),
+                    prices=DEFAULT_PRICES,
+                )
+            }
+            await background.close()
+
+    return lifespan
+
+
+def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySettings) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        job = await admission.chat(parse_body(body, ChatRequest))
+        return _answer(request, job)
+
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        job = await admission.completion(parse_body(body, CompletionRequest))
+        return _answer(request, job)
+
+    def _answer(request: Request, job: Job) -> Answer:
+        return Answer(
+            job,
+            request.state.services,
+            request.state.trace,
+            heartbeat_s=settings.heartbeat_s,
+        )
+
+
+def _add_models(app: FastAPI, admission: Admission, name: str, text: TextModel) -> None:
+    model = Model(id=name, created=text.created, max_model_len=text.context_length)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json(ModelList(data=[model]))
+
+    @app.get("/v1/models/{model_id:path}")  # noqa: FAST003  # as a parameter it could fail with 422
+    async def one_model(request: Request) -> Response:
+        admission.check_model(request.path_params["model_id"])
+        return _json(model)
+
+
+def _add_operations(app: FastAPI, metrics: Metrics, model: str) -> None:
+    """Health looks at this process alone: a check must never wake a function."""
+
+    @app.get("/", include_in_schema=False)
+    async def hello() -> dict[str, object]:
+        return {
+            "name": "remoe",
+            "version": remoe.__version__,
+            "model": model,
+            "links": ["/v1/models", "/openapi.json", "/metrics", "/healthz", "/readyz"],
+        }
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        # The tokenizer was loaded before the socket was bound.
+        return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics_page() -> Response:
+        return Response(metrics.render(), headers={"content-type": metrics.content_type})
+
+
+def _json(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

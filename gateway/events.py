@@ -1,0 +1,39 @@
+"""What the gateway tells its observers; adapters turn it into metrics and log lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.receipt import Receipt
+
+__all__ = ["CLIENT_GONE", "Observer", "RequestFinished", "Trace"]
+
+# nginx's status for a client that left before its answer: no reply carries it.
+CLIENT_GONE = 499
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the handler of one HTTP request notes down on the way."""
+
+    request_id: str
+    received_at: float
+    route: str = "other"
+    status: int = 0
+    streamed: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error_code: str | None = None
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One HTTP request is over. `status` is what the log should say, 499 if the client left."""
+
+    trace: Trace
+    elapsed_s: float
+
+
+Observer = Callable[[RequestFinished], None]

@@ -1,0 +1,48 @@
+"""Waking the expert functions a plan expects to need, while the prompt is still on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import httpx
+import structlog
+
+from gateway.background import Background
+
+__all__ = ["Prewarmer"]
+
+_log = structlog.get_logger()
+_TIMEOUT_S = 10.0
+
+
+class Prewarmer:
+    """A connection is what wakes a function at zero: one no-op GET each, one at a time."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, urls: Mapping[str, str], background: Background
+    ) -> None:
+        self._http = http
+        self._urls = dict(urls)
+        self._background = background
+        self._under_way: set[str] = set()
+
+    def wake(self, names: Sequence[str]) -> None:
+        """Return at once; a function that cannot be woken is found out by whoever calls it."""
+        for name in names:
+            url = self._urls.get(name)
+            if url is None:
+                _log.debug("cannot prewarm an unknown function", function=name)
+            elif name not in self._under_way:
+                self._under_way.add(name)
+                if not self._background.start(self._wake(name, url)):
+                    self._under_way.discard(name)
+
+    async def _wake(self, name: str, url: str) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await self._http.get(f"{url}/readyz")
+        except (httpx.HTTPError, TimeoutError) as error:
+            _log.debug("prewarming failed", function=name, reason=repr(error))
+        finally:
+            self._under_way.discard(name)

@@ -1,0 +1,137 @@
+"""`x_remoe`: sums, units, predictions, and what is said when something is not known."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from gateway.receipt import ChoiceRecord, build_receipt
+from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.prices import DEFAULT_PRICES
+from tests.gateway.conftest import Stack
+from tests.gateway.fakes import Gate
+from tests.gateway.tiny_text import MODEL
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def receipt_of(reply: httpx.Response) -> dict[str, object]:
+    assert reply.status_code == 200, reply.text
+    receipt = reply.json()["x_remoe"]
+    assert isinstance(receipt, dict)
+    return receipt
+
+
+def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
+    stack.main.say("one two three")
+    tokens = len(stack.encode("one two three"))
+    receipt = receipt_of(http.post("/v1/chat/completions", json=CHAT))
+    main_gb_s = 1.0 + 2.0 * tokens
+    gpu, cpu = DEFAULT_PRICES.gpu_usd_per_gb_s, DEFAULT_PRICES.cpu_usd_per_gb_s
+    cost = {"main_gpu_usd": gpu, "main_cpu_usd": 2 * tokens * cpu, "remote_usd": 0.5 * cpu}
+    measured = {name: receipt.pop(name) for name in ("ttft_ms", "tpot_ms", "gateway_ms")}
+    assert all(isinstance(value, float) and value > 0 for value in measured.values())
+    assert measured["gateway_ms"] < measured["ttft_ms"]  # type: ignore[operator]
+    assert receipt == {
+        "plan_id": "plan-1",
+        "plan": "planned",
+        "deployment_plan_id": "deployed-1",
+        "queue_ms": 250.0,
+        "cold_start_ms": 125.0,
+        "cold_start": {"main_ms": 0.0, "experts_ms": 125.0},
+        "remote_calls": 3,
+        "remote_bytes": 1000,
+        "remote_retries": 1,
+        "local_fallbacks": 2,
+        "main_gb_s": main_gb_s,
+        "remote_gb_s": 0.5,
+        "cost_usd": pytest.approx(sum(cost.values())),
+        "cost": pytest.approx(cost),
+        "price_book": DEFAULT_PRICES.name,
+        "predicted": {"ttft_ms": 500.0, "tpot_ms": 62.5, "cost_usd": 0.001},
+    }
+
+
+def test_choices_are_added_up(stack: Stack, http: httpx.Client) -> None:
+    stack.main.say("one")
+    body = {"model": MODEL, "prompt": ["a", "b"], "n": 3}
+    receipt = receipt_of(http.post("/v1/completions", json=body))
+    assert receipt["remote_calls"] == 6 * 3
+    assert receipt["remote_gb_s"] == 6 * 0.5
+    # Two plans, three samples of each.
+    assert receipt["predicted"] == {"ttft_ms": 500.0, "tpot_ms": 62.5, "cost_usd": 0.006}
+    assert len(stack.planner.requests) == 2
+    plans = {request.plan_id for request in stack.main.requests}
+    assert plans == {"plan-1", "plan-2"}
+
+
+def test_the_plan_s_functions_are_woken(stack: Stack, http: httpx.Client) -> None:
+    receipt_of(http.post("/v1/chat/completions", json=CHAT))
+    stack.planner.woken.wait()
+
+
+def test_the_planner_learns_what_happened(stack: Stack, http: httpx.Client) -> None:
+    stack.main.say("one two")
+    body = {"model": MODEL, "prompt": "learn from this", "n": 2}
+    receipt = receipt_of(http.post("/v1/completions", json=body))
+    prompt, tokens = stack.encode("learn from this"), len(stack.encode("one two"))
+    first, second = stack.planner.wait_for_observations(2, prompt)
+    assert {first.plan_id, second.plan_id} == {"plan-1"}
+    assert first.prefill_counts == [[len(prompt), 0]]
+    assert first.decode_counts == [[0, tokens]]
+    assert first.model_digest == "sha256:tiny"
+    assert first.cost_usd + second.cost_usd == pytest.approx(receipt["cost_usd"])
+
+
+@pytest.mark.parametrize("trouble", ["late", "refusing", "gone"])
+def test_a_request_goes_on_without_a_planner(
+    stack: Stack, serve_gateway: Callable[..., str], trouble: str
+) -> None:
+    planner_url = None
+    if trouble == "late":
+        stack.planner.answer_gate = Gate()
+    elif trouble == "refusing":
+        stack.planner.refuses = True
+    else:
+        planner_url = "http://127.0.0.1:9"
+    url = serve_gateway(plan_timeout_s=0.2, planner_url=planner_url)
+    receipt = receipt_of(httpx.post(f"{url}/v1/chat/completions", json=CHAT))
+    assert (receipt["plan"], receipt["plan_id"]) == ("degraded", None)
+    assert receipt["predicted"] == {"ttft_ms": None, "tpot_ms": None, "cost_usd": None}
+    assert receipt["cost_usd"]
+    assert stack.main.requests[0].plan_id is None
+    if stack.planner.answer_gate is not None:
+        stack.planner.answer_gate.open()
+
+
+def test_a_main_function_that_does_not_say_counts_as_warm(stack: Stack, http: httpx.Client) -> None:
+    stack.main.ready_for_ms = None
+    receipt = receipt_of(http.post("/v1/chat/completions", json=CHAT))
+    assert receipt["cold_start"] == {"main_ms": 0.0, "experts_ms": 125.0}
+
+
+def test_no_stats_no_cost(stack: Stack, http: httpx.Client) -> None:
+    async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(tokens=stack.encode("Paris"), finish="stop")
+
+    stack.main.script = script
+    receipt = receipt_of(http.post("/v1/chat/completions", json=CHAT))
+    assert (receipt["cost_usd"], receipt["cost"], receipt["main_gb_s"]) == (None, None, None)
+
+
+def test_time_per_token_weighs_every_token_alike() -> None:
+    short = ChoiceRecord(tokens=2, first_token_at=1.0, last_token_at=2.0)
+    long = ChoiceRecord(tokens=10, first_token_at=1.0, last_token_at=2.0)
+    single = ChoiceRecord(tokens=1, first_token_at=0.5, last_token_at=0.5)
+    receipt = build_receipt(
+        received_at=0.25,
+        asked_at=0.3,
+        plans=[None],
+        samples=3,
+        records=[short, long, single],
+        prices=DEFAULT_PRICES,
+    )
+    assert receipt.tpot_ms == 200.0
+    assert receipt.ttft_ms == 250.0

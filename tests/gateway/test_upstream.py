@@ -1,0 +1,178 @@
+"""What becomes of a main function that refuses, is gone, late, or breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import msgspec
+import openai
+import pytest
+from starlette.responses import PlainTextResponse, Response
+
+from gateway.background import Background
+from remoe.errors import ContextLengthError, ExpertUnavailableError, QueueFullError, RemoeError
+from remoe.generation import GenerateEvent, GenerateRequest
+from tests.gateway.conftest import Stack, openai_client
+from tests.gateway.fakes import Gate
+from tests.gateway.tiny_text import MODEL
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+LEAK = "/srv/weights/secret.safetensors on 10.1.2.3"
+
+
+def failure(error: RemoeError) -> Response:
+    return Response(msgspec.json.encode(error.envelope()), status_code=error.status)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("refusal", "status", "code", "retry_after"),
+    [
+        (PlainTextResponse(LEAK, status_code=500), 500, "internal_error", None),
+        (PlainTextResponse(LEAK, status_code=502), 503, "model_loading", "5"),
+        (PlainTextResponse("pending request queue full", 503), 503, "model_loading", "5"),
+        (PlainTextResponse(LEAK, 503, {"retry-after": "9"}), 503, "model_loading", "9"),
+        (PlainTextResponse(LEAK, 503, {"retry-after": "9000"}), 503, "model_loading", "120"),
+        (PlainTextResponse("activator request timeout", 504), 504, "upstream_timeout", "10"),
+        (failure(QueueFullError(LEAK)), 429, "queue_full", "2"),
+        (failure(ContextLengthError(LEAK)), 400, "context_length_exceeded", None),
+        (failure(ExpertUnavailableError(LEAK)), 503, "expert_unavailable", "5"),
+        (PlainTextResponse(LEAK, status_code=422), 500, "internal_error", None),
+    ],
+)
+def test_refusals_are_translated(
+    stack: Stack,
+    http: httpx.Client,
+    stream: bool,
+    refusal: Response,
+    status: int,
+    code: str,
+    retry_after: str | None,
+) -> None:
+    stack.main.refusal = refusal
+    reply = http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert reply.headers.get("retry-after") == retry_after
+    assert ("x-should-retry" in reply.headers) == (status == 500)
+    assert "secret" not in reply.text
+
+
+def test_the_openai_client_retries_a_starting_model(stack: Stack) -> None:
+    stack.main.refusal = PlainTextResponse("x", 503, {"retry-after": "0"})
+    with (
+        openai_client(stack.url).with_options(max_retries=1) as client,
+        pytest.raises(openai.InternalServerError),
+    ):
+        client.chat.completions.create(**CHAT)  # type: ignore[call-overload]
+    assert len(stack.main.requests) == 2
+
+
+def test_a_main_function_that_is_gone(stack: Stack, serve_gateway: Callable[..., str]) -> None:
+    url = serve_gateway(main_url="http://127.0.0.1:9")
+    reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_loading")
+    assert reply.headers["retry-after"] == "5"
+    assert "127.0.0.1" not in reply.text
+
+
+def test_a_main_function_that_never_starts(stack: Stack, serve_gateway: Callable[..., str]) -> None:
+    stack.main.before_headers = gate = Gate()
+    reply = httpx.post(
+        f"{serve_gateway(cold_start_timeout_s=0.2)}/v1/chat/completions", json=CHAT, timeout=20
+    )
+    gate.open()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "upstream_timeout")
+    assert "0.2 s" in reply.json()["error"]["message"]
+
+
+def test_a_generation_that_stalls(stack: Stack, serve_gateway: Callable[..., str]) -> None:
+    async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(tokens=stack.encode("Paris"))
+        await Gate().passed()
+
+    stack.main.script = script
+    reply = httpx.post(
+        f"{serve_gateway(stall_timeout_s=0.2)}/v1/chat/completions", json=CHAT, timeout=20
+    )
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "upstream_timeout")
+    stack.main.cancelled.wait()
+
+
+@contextmanager
+def dying_then_forwarding(target: str) -> Iterator[tuple[str, list[int]]]:
+    """A server whose first connection dies unanswered, as a killed replica's does."""
+    host, port = target.removeprefix("http://").split(":")
+    accepted: list[int] = []
+    ready, stop = threading.Event(), asyncio.Event()
+    address: list[str] = []
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(1)
+        try:
+            if len(accepted) == 1:
+                await reader.read(65536)
+                return
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(pump(reader, far_writer))
+                    group.create_task(pump(far_reader, writer))
+            finally:
+                far_writer.close()
+        finally:
+            writer.close()
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        address.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        ready.set()
+        async with server:
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield address[0], accepted
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join(10)
+
+
+def test_a_replica_that_dies_before_it_answers_is_asked_again(
+    stack: Stack, main_url: str, serve_gateway: Callable[..., str]
+) -> None:
+    stack.main.say("Paris")
+    with dying_then_forwarding(main_url) as (url, accepted):
+        gateway = serve_gateway(main_url=url)
+        reply = httpx.post(f"{gateway}/v1/chat/completions", json=CHAT, timeout=20)
+    assert reply.json()["choices"][0]["message"]["content"] == "Paris"
+    assert len(accepted) == 2
+
+
+def test_background_jobs_are_bounded_and_end() -> None:
+    async def run() -> list[bool]:
+        background = Background(limit=1)
+        never = asyncio.Event()
+
+        async def wait() -> None:
+            await never.wait()
+
+        started = [background.start(wait()), background.start(wait())]
+        await asyncio.sleep(0)
+        await background.close(grace_s=0.01)
+        return started
+
+    assert asyncio.run(run()) == [True, False]
