@@ -1,0 +1,122 @@
+"""`remoe up`: start everything, say how to use it, and tell what happens until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from remoe.errors import CheckpointError, SettingsError
+
+__all__ = ["up"]
+
+
+def up(
+    *,
+    model_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model folder in Hugging Face format.",
+            show_default="the default model, built at first use",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="The gateway's port.", min=1, max=65535)] = 8000,
+    layers_per_function: Annotated[
+        int, typer.Option(help="Decoder layers that one expert function holds.", min=1)
+    ] = 5,
+    window: Annotated[
+        str, typer.Option(help="An expert function sleeps after this long without a call.")
+    ] = "60s",
+    main_retention: Annotated[
+        str, typer.Option(help="The main function sleeps after this long, plus its window.")
+    ] = "10m",
+    remote_ratio: Annotated[
+        float,
+        typer.Option(help="Share of each layer's experts that is remote.", min=0.0, max=1.0),
+    ] = 0.5,
+    threads: Annotated[
+        int | None, typer.Option(help="Cores to use.", min=1, show_default="all")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What the model computes in; auto is the checkpoint's own."),
+    ] = "auto",
+    main_memory: Annotated[
+        int | None,
+        typer.Option(
+            help="Memory limit of the main function, in MiB.",
+            min=256,
+            show_default="what the whole model needs",
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Of every function.")
+    ] = "info",
+    keep_logs: Annotated[
+        Path | None,
+        typer.Option(help="Copy the logs here at the end.", show_default="logs are removed"),
+    ] = None,
+) -> None:
+    """Run the whole platform on this machine until Ctrl-C.
+
+    Builds the default model first if it is missing.
+
+    Afterwards no process, no open port and no file is left but the model.
+
+    Examples:
+
+    [bold]remoe up[/bold]
+
+    [bold]remoe up --port 9000 --window 30s --layers-per-function 10[/bold]
+    """
+    import os
+
+    from knative.deployment import DeploymentOptions, default_deployment
+    from knative.local.listening import check_port
+    from knative.local.run_dir import RunDir, remoe_home
+    from remoe.cli.foreground import run_foreground
+
+    run_dir = RunDir(remoe_home())
+    running = run_dir.running_pid()
+    if running is not None:
+        raise SettingsError(
+            f"Remoe is running already (process {running}). See it with `remoe status`, stop it "
+            "with `remoe down`; another one needs its own REMOE_HOME and --port."
+        )
+    if not run_dir.path.exists():  # else what a killed run left may still hold the port a moment
+        check_port(port)
+    deployment = default_deployment(
+        DeploymentOptions(
+            model_dir=(model_dir or _built_model()).absolute(),
+            threads=threads or len(os.sched_getaffinity(0)),
+            port=port,
+            layers_per_function=layers_per_function,
+            window=window,
+            main_retention=main_retention,
+            main_memory_mib=main_memory,
+            remote_ratio=remote_ratio,
+            dtype=dtype,
+            log_level=log_level,
+        )
+    )
+    raise typer.Exit(run_foreground(deployment, run_dir, keep_logs=keep_logs))
+
+
+def _built_model() -> Path:
+    """Build in a process of its own, whose libraries this one then never holds in memory."""
+    import subprocess
+    import sys
+
+    built = subprocess.run(
+        [sys.executable, "-m", "remoe.cli", "model", "build"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if built.returncode:
+        raise CheckpointError(
+            "the default model could not be built (see above). Try `remoe model build`, or pass a "
+            "model folder with --model-dir."
+        )
+    return Path(built.stdout.strip().splitlines()[-1])
