@@ -1,0 +1,1 @@
+"""Models that Remoe builds itself rather than downloads."""
