@@ -1,0 +1,1 @@
+"""Replay real traffic against an OpenAI-compatible server: the readers of public traces."""

@@ -1,0 +1,153 @@
+"""From nothing to an answer and back to nothing, with every program real and the model tiny."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from tests.e2e.platform import Platform
+from tests.gateway.tiny_text import write_model
+from tests.tiny_model import build_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that can also be spoken to."""
+    folder = write_model(tmp_path_factory.mktemp("tiny-moe"))
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    build_tiny_checkpoint(folder, vocabulary=vocabulary)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2]}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def platform(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    home = tmp_path_factory.mktemp("home")
+    with Platform(model_dir, home, "--layers-per-function", "1", "--window", "6s") as platform:
+        yield platform
+
+
+def ask(platform: Platform, text: str, tokens: int = 40) -> tuple[str, dict[str, Any]]:
+    """A greedy answer that does not end early, and its `x_remoe`."""
+    reply = platform.client.completions.create(
+        model=platform.client.models.list().data[0].id,
+        prompt=text,
+        max_tokens=tokens,
+        temperature=0,
+        logit_bias={"2": -100},
+    )
+    assert reply.model_extra is not None
+    return reply.choices[0].text, reply.model_extra["x_remoe"]
+
+
+def asleep(platform: Platform) -> bool:
+    return all(function["state"] == "zero" for function in platform.experts())
+
+
+def test_experts_sleep_wake_for_a_request_and_sleep_again(platform: Platform) -> None:
+    platform.wait_for(lambda: asleep(platform), within_s=40)
+    cold, cold_receipt = ask(platform, "Hello world")
+    assert any(function["state"] == "ready" for function in platform.experts())
+    assert cold_receipt["cold_start"]["experts_ms"] > 0
+    assert cold_receipt["remote_calls"] > 0
+    assert cold_receipt["cost_usd"] > 0
+    warm, warm_receipt = ask(platform, "Hello world")
+    assert warm == cold
+    assert warm_receipt["cold_start_ms"] == 0
+    platform.wait_for(lambda: asleep(platform), within_s=40)
+    assert all(function["cold_starts"] >= 1 for function in platform.experts())
+
+
+def test_concurrent_streams_answer_as_if_alone(platform: Platform) -> None:
+    prompts = ["The capital of France", "Cold experts sleep", "a model answers"]
+    alone = [ask(platform, prompt)[0] for prompt in prompts]
+
+    def streamed(prompt: str) -> str:
+        chunks = platform.client.completions.create(
+            model=platform.client.models.list().data[0].id,
+            prompt=prompt,
+            max_tokens=40,
+            temperature=0,
+            logit_bias={"2": -100},
+            stream=True,
+        )
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(streamed, prompts)) == alone
+
+
+def test_killed_experts_change_no_answer_and_are_counted(platform: Platform) -> None:
+    expected, _ = ask(platform, "user", tokens=400)
+    chunks = platform.client.completions.create(
+        model=platform.client.models.list().data[0].id,
+        prompt="user",
+        max_tokens=400,
+        temperature=0,
+        logit_bias={"2": -100},
+        stream=True,
+    )
+    text = ""
+    receipt: dict[str, Any] = {}
+    for number, chunk in enumerate(chunks):
+        if number == 5:
+            for pid in platform.pids_of("expert_fn"):
+                os.kill(pid, signal.SIGKILL)
+        text += chunk.choices[0].text
+        receipt = (chunk.model_extra or {}).get("x_remoe") or receipt
+    assert text == expected
+    assert receipt["remote_retries"] + receipt["local_fallbacks"] > 0
+    assert sum(function["crashes"] for function in platform.experts()) > 0
+    assert "was killed by SIGKILL" in platform.output()
+
+
+def test_ctrl_c_leaves_nothing_behind(model_dir: Path, tmp_path: Path) -> None:
+    with Platform(model_dir, tmp_path) as platform:
+        ask(platform, "Hello")
+        pids = platform.pids()
+        assert len(pids) >= 4
+        assert platform.stop() == 0
+    assert not (tmp_path / "run").exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", platform.port), timeout=2)
+
+
+def test_a_killed_supervisor_leaves_no_orphan(model_dir: Path, tmp_path: Path) -> None:
+    with Platform(model_dir, tmp_path) as platform:
+        pids = platform.pids()
+        assert platform.stop(signal.SIGKILL) == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_request_wakes_the_main_function_with_its_own_plan(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    with Platform(model_dir, tmp_path, "--main-retention", "0s") as platform:
+
+        def main_state() -> str:
+            states = [f["state"] for f in platform.status() if f["name"].endswith("-main")]
+            return str(states[0])
+
+        platform.wait_for(lambda: main_state() == "zero", within_s=120)
+        text, cold = ask(platform, "Hello world")
+        assert cold["cold_start"]["main_ms"] > 0
+        assert cold["deployment_plan_id"] == cold["plan_id"]
+        again, warm = ask(platform, "Hello world")
+        assert again == text
+        assert warm["cold_start"]["main_ms"] == 0
+        assert warm["deployment_plan_id"] == cold["plan_id"]
