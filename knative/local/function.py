@@ -7,6 +7,7 @@ arrives then wakes the function, and waits in the kernel's backlog; replicas acc
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -267,7 +268,9 @@ class Function:
             what = f"was not ready within {self._progress_deadline_s:g} s"
         self.counters.crashes += 1
         self._owed_restarts += 1
-        last = f": {replica.pipe.last_line[:200]}" if replica.pipe.last_line else ""
+        # Who is killed outright cannot say why; its last line is about something else.
+        said_why = replica.pipe.last_line and code != -signal.SIGKILL
+        last = f": {replica.pipe.last_line[:200]}" if said_why else ""
         self._say("crash", replica, f"{replica.name} {what}{last}")
         self._backoff.failed(f"{what}{last}", ready_at=replica.ready_at)
         if replica.failed_to_start:
