@@ -14,6 +14,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
 
+from main_model_fn.latent_cache import fit_latent_cache
 from main_model_fn.metering import RequestMeter, StepMeter
 from main_model_fn.step_hooks import SAMPLING, SEED, StepHooks
 from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError, UnavailableError
@@ -51,6 +52,7 @@ class Engine:
         self._deployment_plan_id = deployment_plan_id
         self._vocab_size = int(model.config.vocab_size)
         self._open = 0
+        fit_latent_cache(model)
         # The cache is sized explicitly: left alone, the engine measures for tens of seconds.
         self._manager: ContinuousBatchingManager = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
