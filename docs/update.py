@@ -1,4 +1,4 @@
-"""Write what documentation repeats from code: the module table and the commands' help.
+"""Write what documentation repeats from code: modules, model families, and the commands' help.
 
 `make docs` updates the files; `--check` fails if they are out of date, and the tests run that.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from remoe.cli import app
+from remoe.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -42,6 +43,20 @@ def module_table() -> str:
     return "\n".join([*lines, ""])
 
 
+def family_table() -> str:
+    """One line a supported family of models."""
+    lines = [
+        "",
+        "| `model_type` | Models | Experts in the checkpoint | `remoe up` |",
+        "|---|---|---|---|",
+    ]
+    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
+        served = "not yet: recurrent layers" if family.recurrent else "yes"
+        layout = f"{family.layout.summary}: `{family.layout.down.split('.', 3)[3]}`"
+        lines.append(f"| `{family.model_type}` | {family.title} | {layout} | {served} |")
+    return "\n".join([*lines, "", ""])
+
+
 def command_help() -> str:
     """`--help` of the command and each sub-command, as a user sees it."""
     runner = CliRunner()
@@ -60,17 +75,20 @@ def command_help() -> str:
     return "# The `remoe` command\n\n" + "\n".join(sections)
 
 
+def _filled(page: str, mark: str, text: str) -> str:
+    """The page with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
+    return re.sub(
+        rf"(<!-- {mark} -->\n).*(<!-- /{mark} -->)",
+        lambda found: f"{found.group(1)}{text}{found.group(2)}",
+        (ROOT / "docs" / page).read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+
+
 def main() -> None:
-    architecture = ROOT / "docs" / "architecture.md"
-    marked = r"(<!-- modules -->\n).*(<!-- /modules -->)"
-    table = module_table()
     wanted = {
-        architecture: re.sub(
-            marked,
-            lambda found: f"{found.group(1)}{table}{found.group(2)}",
-            architecture.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        ),
+        ROOT / "docs" / "architecture.md": _filled("architecture.md", "modules", module_table()),
+        ROOT / "docs" / "models.md": _filled("models.md", "families", family_table()),
         ROOT / "docs" / "cli.md": command_help(),
     }
     stale = [

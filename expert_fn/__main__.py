@@ -27,7 +27,12 @@ def main() -> None:
             checkpoint,
             first_layer=settings.first_layer,
             last_layer=settings.last_layer,
-            kernel=open_kernel(checkpoint.expert, settings.kernel, threads=settings.threads),
+            kernel=open_kernel(
+                checkpoint.expert,
+                settings.kernel,
+                activation=checkpoint.activation,
+                threads=settings.threads,
+            ),
         )
 
     notifier = Notifier.from_environment()

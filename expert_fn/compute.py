@@ -43,7 +43,7 @@ class ExpertComputer:
             )
         self._checkpoint = checkpoint
         self._layers = range(first_layer, last_layer + 1)
-        self._kernel = kernel or open_kernel(checkpoint.expert)
+        self._kernel = kernel or open_kernel(checkpoint.expert, activation=checkpoint.activation)
 
     @property
     def loaded(self) -> int:
@@ -84,6 +84,11 @@ class ExpertComputer:
                 lambda: call.layer in self._layers,
                 "unknown_expert",
                 f"layer {call.layer} is not among {self._layers[0]} to {self._layers[-1]}",
+            ),
+            (
+                lambda: call.layer in self._checkpoint.moe_layers,
+                "unknown_expert",
+                f"layer {call.layer} is dense: it has no experts",
             ),
             (
                 lambda: all(0 <= expert < experts for expert in call.experts),

@@ -11,7 +11,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from remoe.checkpoint import ExpertTensors
+from remoe.activation import SILU, Activation
+from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 
 __all__ = ["ExpertKernel", "KernelChoice", "KernelUnavailableError", "RoutedRows", "open_kernel"]
@@ -62,6 +63,7 @@ def open_kernel(
     read: ReadExpert,
     choice: KernelChoice = "auto",
     *,
+    activation: Activation = SILU,
     threads: int = 1,
     library: Path | None = None,
 ) -> ExpertKernel:
@@ -76,12 +78,12 @@ def open_kernel(
     why = "as configured"
     try:
         if choice == "numpy":
-            kernel = NumpyKernel(read)
+            kernel = NumpyKernel(read, activation=activation)
         else:
-            kernel = NativeKernel(read, threads=threads, library=library)
+            kernel = NativeKernel(read, activation=activation, threads=threads, library=library)
     except KernelUnavailableError as error:
         if choice == "native":
             raise
-        kernel, why = NumpyKernel(read), str(error)
+        kernel, why = NumpyKernel(read, activation=activation), str(error)
     _log.info("expert_kernel", extra={"kernel": kernel.description, "choice": choice, "why": why})
     return kernel

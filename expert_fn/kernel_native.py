@@ -6,24 +6,27 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expert_fn.kernel import KernelUnavailableError, ReadExpert, RoutedRows
 from expert_fn.native import LIBRARY
-from remoe.checkpoint import ExpertTensors
+from remoe.activation import SILU, Activation, ActivationName
+from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 
-__all__ = ["Activation", "NativeKernel", "native_variants"]
-
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+__all__ = ["NativeKernel", "native_variants"]
 
 # As in native/kernel.h.
-_ABI = 1
+_ABI = 2
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
-_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+_ACTIVATIONS: dict[ActivationName, int] = {
+    "silu": 0,
+    "gelu": 1,
+    "gelu_tanh": 2,
+    "clamped_swiglu": 3,
+}
 
 
 class _Matrix(ctypes.Structure):
@@ -31,7 +34,14 @@ class _Matrix(ctypes.Structure):
 
 
 class _Expert(ctypes.Structure):
-    _fields_ = (("gate", _Matrix), ("up", _Matrix), ("down", _Matrix))
+    _fields_ = (
+        ("gate", _Matrix),
+        ("up", _Matrix),
+        ("down", _Matrix),
+        ("gate_bias", ctypes.c_void_p),
+        ("up_bias", ctypes.c_void_p),
+        ("down_bias", ctypes.c_void_p),
+    )
 
 
 class _Call(ctypes.Structure):
@@ -39,6 +49,8 @@ class _Call(ctypes.Structure):
         ("hidden", ctypes.c_int64),
         ("inner", ctypes.c_int64),
         ("activation", ctypes.c_int64),
+        ("alpha", ctypes.c_float),
+        ("limit", ctypes.c_float),
         ("experts", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("expert", ctypes.c_void_p),
@@ -51,23 +63,36 @@ class _Call(ctypes.Structure):
 
 
 class _Held:
-    """An expert as the library sees it; keeps its mapping alive."""
+    """An expert as the library sees it; keeps its memory alive.
 
-    __slots__ = ("address", "inner", "struct", "tensors")
+    Matrices that do not lie row after row in the mapped file, transposed or interleaved ones, are
+    copied so once; the others stay in the file. Biases are widened.
+    """
+
+    __slots__ = ("address", "inner", "kept", "struct")
 
     def __init__(self, tensors: ExpertTensors) -> None:
-        gate, up, down = (t.values for t in (tensors.gate, tensors.up, tensors.down))
+        gate, up, down = (
+            np.ascontiguousarray(t.values) for t in (tensors.gate, tensors.up, tensors.down)
+        )
         inner, hidden = gate.shape
         if up.shape != (inner, hidden) or down.shape != (hidden, inner):
             raise ValueError(f"expert shapes {gate.shape}, {up.shape}, {down.shape} do not fit")
-        self.tensors = tensors
+        biases = [
+            None if bias is None else bias.to_float32()
+            for bias in (tensors.gate_bias, tensors.up_bias, tensors.down_bias)
+        ]
+        self.kept = (tensors, gate, up, down, biases)
         self.inner = inner
-        self.struct = _Expert(_matrix(gate), _matrix(up), _matrix(down))
+        self.struct = _Expert(
+            *(_matrix(weights) for weights in (gate, up, down)),
+            *(None if bias is None else bias.ctypes.data for bias in biases),
+        )
         self.address = ctypes.addressof(self.struct)
 
 
 def _matrix(values: NDArray[np.generic]) -> _Matrix:
-    assert values.flags.c_contiguous  # noqa: S101  # what a checkpoint and a call's body give
+    assert values.flags.c_contiguous  # noqa: S101  # as made above, and as a call's body is
     return _Matrix(values.ctypes.data, _DTYPES[values.dtype])
 
 
@@ -80,12 +105,12 @@ class NativeKernel:
         *,
         threads: int = 1,
         variant: str | None = None,
-        activation: Activation = "silu",
+        activation: Activation = SILU,
         library: Path | None = None,
     ) -> None:
         self._library = _open_library(library or LIBRARY)
         self._read = read
-        self._activation = _ACTIVATIONS[activation]
+        self._activation = activation
         self._experts: dict[ExpertId, _Held] = {}
         self._handle = self._library.remoe_open(threads, variant and variant.encode())
         if not self._handle:
@@ -109,7 +134,9 @@ class NativeKernel:
         call = _Call(
             hidden=rows.hidden.shape[1],
             inner=held[0].inner,
-            activation=self._activation,
+            activation=_ACTIVATIONS[self._activation.name],
+            alpha=self._activation.alpha,
+            limit=self._activation.limit,
             experts=len(held),
             rows=len(rows.hidden),
             expert=ctypes.addressof(pointers),

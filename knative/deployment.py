@@ -87,13 +87,13 @@ class Deployment:
 def default_deployment(options: DeploymentOptions) -> Deployment:
     """Plan the functions for a checkpoint; raises CheckpointError or SettingsError."""
     checkpoint = Checkpoint.open(options.model_dir)
+    checkpoint.check_served()
     per_function = options.layers_per_function
     if per_function < 1:
         raise SettingsError(f"an expert function holds at least 1 layer, not {per_function}")
     model = _model_name(options.model_dir)
     ranges = tuple(
-        (first, min(first + per_function, checkpoint.layers) - 1)
-        for first in range(0, checkpoint.layers, per_function)
+        (layers[0], layers[-1]) for layers in _in_groups(checkpoint.moe_layers, per_function)
     )
     common = {"REMOE_LOG_LEVEL": options.log_level}
     deployment = Deployment(
@@ -127,6 +127,10 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
     return deployment
 
 
+def _in_groups(layers: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [layers[start : start + size] for start in range(0, len(layers), size)]
+
+
 def _planner_env(options: DeploymentOptions) -> dict[str, str]:
     env = {
         "REMOE_PLANNER_REMOTE_RATIO": f"{options.remote_ratio:g}",
@@ -150,7 +154,7 @@ def _main(
     options: DeploymentOptions, checkpoint: Checkpoint, model: str, common: dict[str, str]
 ) -> FunctionSpec:
     weights = checkpoint.non_expert_size_bytes
-    weights += checkpoint.layers * checkpoint.experts * checkpoint.expert_size_bytes
+    weights += checkpoint.expert_count * checkpoint.expert_size_bytes
     widening = _WIDENING if options.dtype == "float32" else 1
     needed_mib = _RUNTIME_MIB["main"] + math.ceil(
         (weights * widening + _KV_TOKENS * checkpoint.kv_bytes_per_token * widening) / _MIB
@@ -181,9 +185,10 @@ def _experts(
     common: dict[str, str],
 ) -> FunctionSpec:
     first, last = span
-    count = (last - first + 1) * checkpoint.experts
+    layer_count = sum(first <= layer <= last for layer in checkpoint.moe_layers)
+    count = layer_count * checkpoint.experts
     # What a plan may send here: the remote experts, not all that the function could compute.
-    remote = (last - first + 1) * math.ceil(checkpoint.experts * options.remote_ratio)
+    remote = layer_count * math.ceil(checkpoint.experts * options.remote_ratio)
     weights_mib = math.ceil(remote * checkpoint.expert_size_bytes * _expert_expansion() / _MIB)
     layers = f"layer {first}" if first == last else f"layers {first}-{last}"
     return FunctionSpec(

@@ -36,6 +36,7 @@ _decoder = msgspec.json.Decoder(GenerateRequest)
 
 def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deployment]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
+    checkpoint.check_served()
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
     )
@@ -52,9 +53,9 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deploymen
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
         device=device,
         transport=HttpTransport(topology, timeout_s=settings.call_timeout_s),
-        function_memory_gb=[
-            topology.expert_for(layer).memory_gb for layer in range(checkpoint.layers)
-        ],
+        function_memory_gb={
+            layer: topology.expert_for(layer).memory_gb for layer in checkpoint.moe_layers
+        },
         meter=meter,
     )
     limits = EngineLimits(
@@ -70,7 +71,7 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deploymen
         "main_function_loaded",
         plan_id=deployment.plan_id,
         origin=deployment.origin,
-        local_experts=deployment.partition.local_count,
+        local_experts=checkpoint.expert_count - deployment.partition.remote_count,
         remote_experts=deployment.partition.remote_count,
         device=device.type,
         dtype=str(model.dtype),

@@ -31,10 +31,13 @@ def claim_deployment(
     except (OSError, msgspec.DecodeError) as error:
         _log.error("planner_unavailable", error=repr(error), consequence="static partition")
         upper = tuple(range((checkpoint.experts + 1) // 2, checkpoint.experts))
+        remote = tuple(
+            upper if layer in checkpoint.moe_layers else () for layer in range(checkpoint.layers)
+        )
         return Deployment(
             plan_id="static",
             model_digest=checkpoint.digest,
-            partition=Partition(experts=checkpoint.experts, remote=(upper,) * checkpoint.layers),
+            partition=Partition(experts=checkpoint.experts, remote=remote),
             main_memory_gb=main_memory_gb,
             origin="static",
         )

@@ -7,7 +7,7 @@ only on the `meta` device until they are replaced by the resident ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from main_model_fn.experts_modules import checked_experts
 from main_model_fn.metering import StepMeter
 from main_model_fn.split import (
     EXPERTS_IMPLEMENTATION,
@@ -30,8 +31,6 @@ from remoe.experts import ExpertId, Partition
 
 __all__ = ["WeightReader", "load_split_model"]
 
-_EXPERTS_MODULE = re.compile(r"\.layers\.(\d+)\..*\bexperts$")
-
 
 class WeightReader:
     """Reads single tensors and experts of a checkpoint into one dtype and device."""
@@ -43,24 +42,49 @@ class WeightReader:
         paths = {checkpoint.path_of(name) for name in checkpoint.names}
         self._files = {path: safe_open(path, framework="pt") for path in paths}
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, index: int | None = None) -> torch.Tensor:
+        """A tensor as stored, or one expert's part of a stacked one."""
         file = self._files[self._checkpoint.path_of(name)]
-        tensor: torch.Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-        return tensor.to(self._device, self._dtype)
+        if index is None:
+            whole: torch.Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
+            return whole
+        part: torch.Tensor = file.get_slice(name)[index]  # type: ignore[no-untyped-call]
+        return part
 
     def expert(self, expert: ExpertId) -> ExpertWeights:
-        """Gate and up fused into one matrix, as transformers fuses them when it loads."""
-        gate, up, down = (
-            self.tensor(name) for name in self._checkpoint.family.expert_names(expert)
+        """One expert as transformers lays it out when it loads: gate and up in one matrix."""
+        layout = self._checkpoint.family.layout
+        index = expert.index if layout.stacked else None
+        parts = {
+            template: self.tensor(name, index).to(self._device, self._dtype)
+            for template, name in zip(
+                layout.templates, self._checkpoint.family.expert_names(expert), strict=True
+            )
+        }
+        gate_up = (
+            parts[layout.gate]
+            if layout.fused
+            else torch.cat([parts[layout.gate], parts[layout.up]])
         )
-        return ExpertWeights(gate_up=torch.cat([gate, up]), down=down)
+        if layout.bias is None:
+            return ExpertWeights(gate_up=gate_up, down=parts[layout.down])
+        return ExpertWeights(
+            gate_up=gate_up,
+            down=parts[layout.down],
+            gate_up_bias=parts[layout.gate + layout.bias],
+            down_bias=parts[layout.down + layout.bias],
+        )
 
-    def non_experts(self) -> dict[str, torch.Tensor]:
-        """All other tensors, by their names in the transformers module."""
+    def non_experts(self, dtype_of: Callable[[str], torch.dtype | None]) -> dict[str, torch.Tensor]:
+        """All other tensors, by their names in the transformers module.
+
+        `dtype_of` a name is None where the module has no such tensor.
+        """
         family = self._checkpoint.family
+        names = {family.module_name(name): name for name in self._checkpoint.non_expert_names}
         return {
-            family.module_name(name): self.tensor(name)
-            for name in self._checkpoint.non_expert_names
+            module_name: self.tensor(name).to(self._device, dtype_of(module_name))
+            for module_name, name in names.items()
         }
 
 
@@ -71,13 +95,14 @@ def load_split_model(
     dtype: torch.dtype | None,
     device: torch.device,
     transport: ExpertTransport,
-    function_memory_gb: Iterable[float],
+    function_memory_gb: Mapping[int, float],
     meter: StepMeter,
 ) -> PreTrainedModel:
     """The model in `model_dir` with the experts of `partition.remote` behind `transport`.
 
-    `dtype` None means the checkpoint's own; `function_memory_gb` is per layer. Raises
-    CheckpointError if the partition is not this model's or tensors are missing.
+    `dtype` None means the checkpoint's own; `function_memory_gb` is by layer, for those that have
+    experts. Raises CheckpointError if the partition is not this model's, tensors are missing, or
+    the experts are of a kind that is not supported.
     """
     checkpoint = Checkpoint.open(model_dir)
     if (partition.layers, partition.experts) != (checkpoint.layers, checkpoint.experts):
@@ -85,13 +110,16 @@ def load_split_model(
             f"the partition is for {partition.layers} layers of {partition.experts} experts, "
             f"the model has {checkpoint.layers} of {checkpoint.experts}; plan again"
         )
+    dense = [layer for layer in range(checkpoint.layers) if layer not in checkpoint.moe_layers]
+    if any(partition.remote[layer] for layer in dense):
+        raise CheckpointError(f"the partition has remote experts in a dense layer of {dense}")
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, split_experts_forward)
     config = AutoConfig.from_pretrained(model_dir)
     dtype = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     reader = WeightReader(checkpoint, dtype, device)
-    for (layer, module), memory_gb in zip(_experts_modules(model), function_memory_gb, strict=True):
+    for layer, module in checked_experts(model, checkpoint).items():
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
         resident = {
@@ -103,29 +131,38 @@ def load_split_model(
             resident=resident,
             load=reader.expert,
             transport=transport,
-            function_memory_gb=memory_gb,
+            function_memory_gb=function_memory_gb[layer],
             meter=meter,
         )
-    _load_non_experts(model, reader)
+    _load_non_experts(model, reader, dtype)
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     return model.to(device).eval()
 
 
-def _experts_modules(model: PreTrainedModel) -> list[tuple[int, torch.nn.Module]]:
-    found = [
-        (int(match.group(1)), module)
-        for name, module in model.named_modules()
-        if (match := _EXPERTS_MODULE.search(name)) and hasattr(module, "_apply_gate")
-    ]
-    return sorted(found, key=lambda pair: pair[0])
+def _load_non_experts(model: PreTrainedModel, reader: WeightReader, dtype: torch.dtype) -> None:
+    holds = model.state_dict()
+    plan = model._get_dtype_plan(dtype)  # noqa: SLF001  # what must stay float32, by pattern
 
+    def dtype_of(name: str) -> torch.dtype | None:
+        if name not in holds:
+            return None
+        kept = (kept for pattern, kept in plan.items() if re.search(pattern, name))
+        own: torch.dtype = holds[name].dtype
+        return next(kept, own)
 
-def _load_non_experts(model: PreTrainedModel, reader: WeightReader) -> None:
-    result = model.load_state_dict(reader.non_experts(), strict=False, assign=True)
+    result = model.load_state_dict(reader.non_experts(dtype_of), strict=False, assign=True)
     model.tie_weights()
-    still_empty = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    if still_empty or result.unexpected_keys:
+    ignored = model._keys_to_ignore_on_load_unexpected or ()  # noqa: SLF001
+    unexpected = [
+        name
+        for name in result.unexpected_keys
+        if not any(re.search(pattern, name) for pattern in ignored)
+    ]
+    buffers = {name for name, _ in model.named_buffers()}
+    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    missing += [name for name in result.missing_keys if name in buffers]
+    if missing or unexpected:
         raise CheckpointError(
-            f"the checkpoint does not fit the model: missing {still_empty[:5]}, "
-            f"unexpected {result.unexpected_keys[:5]}"
+            f"the checkpoint does not fit the model: missing {missing[:5]}, "
+            f"unexpected {unexpected[:5]}"
         )

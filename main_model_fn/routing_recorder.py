@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from main_model_fn.experts_modules import experts_by_layer
+
 __all__ = ["RoutingRecorder"]
 
 IMPLEMENTATION = "remoe_recorded"
@@ -30,8 +32,12 @@ class RoutingRecorder:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._inner = str(model.config._experts_implementation)  # noqa: SLF001 (no public reader)
-        self._layers = {id(module): number for number, module in enumerate(_experts_modules(model))}
-        self._experts = cast("int", next(_experts_modules(model)).num_experts)
+        modules = experts_by_layer(model)
+        self._layers = {id(module): layer for layer, module in modules.items()}
+        self._shape = (
+            cast("int", model.config.num_hidden_layers),
+            cast("int", next(iter(modules.values())).num_experts),
+        )
         self._mask: Tensor | None = None
         self._counts = torch.zeros(0)
 
@@ -48,9 +54,7 @@ class RoutingRecorder:
 
     def begin(self, mask: Tensor) -> None:
         """Start counting at zero; the next pass's `mask` is as in `expect`."""
-        self._counts = torch.zeros(
-            len(mask), len(self._layers), self._experts, dtype=torch.float32, device=mask.device
-        )
+        self._counts = torch.zeros(len(mask), *self._shape, dtype=torch.float32, device=mask.device)
         self.expect(mask)
 
     def expect(self, mask: Tensor) -> None:
@@ -60,7 +64,8 @@ class RoutingRecorder:
     def profiles(self) -> NDArray[np.float32]:
         """Return the profiles counted since `begin`, [sequences, layers, experts].
 
-        Every row sums to 1, but those of a sequence of which no token counted: they are zero.
+        Every row sums to 1, but those of dense layers, and of a sequence of which no token
+        counted: they are zero.
         """
         shares = self._counts / self._counts.sum(-1, keepdim=True).clamp(min=1)
         return shares.cpu().numpy()
@@ -71,7 +76,7 @@ class RoutingRecorder:
         if self._mask is None:
             raise RuntimeError("begin() says which tokens count, before the model runs")
         sequences, length = self._mask.shape
-        routed = F.one_hot(top_k_index.view(sequences, length, -1), self._experts).sum(2)
+        routed = F.one_hot(top_k_index.view(sequences, length, -1), self._shape[1]).sum(2)
         counted = (routed * self._mask[..., None]).sum(1)  # [sequences, experts]
         self._counts[:, self._layers[id(module)]] += counted
         if self._inner == "eager":
@@ -81,10 +86,3 @@ class RoutingRecorder:
             inner = ALL_EXPERTS_FUNCTIONS[self._inner]
         out: Tensor = inner(module, hidden, top_k_index, top_k_weights)
         return out
-
-
-def _experts_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """Yield the fused experts modules in order of layer."""
-    for module in model.modules():
-        if hasattr(module, "num_experts") and hasattr(module, "down_proj"):
-            yield module

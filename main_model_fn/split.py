@@ -35,16 +35,22 @@ _ROW_DTYPE: dict[torch.dtype, RowDtype] = {
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """`gate_up` [2 x intermediate, hidden] and `down` [hidden, intermediate] of one expert."""
+    """One expert, laid out as its module says.
+
+    `gate_up` is [2 x intermediate, hidden] and `down` [hidden, intermediate], or both transposed.
+    """
 
     gate_up: torch.Tensor
     down: torch.Tensor
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
 
 
 class _ExpertsModule(Protocol):
     """What a fused-experts module of transformers offers, once its own weights are gone."""
 
     remoe: LayerExperts
+    is_transposed: bool
 
     def _apply_gate(self, gate_up_out: torch.Tensor) -> torch.Tensor: ...
 
@@ -185,9 +191,23 @@ class LayerExperts:
 def _add_expert(batch: _Batch, output: torch.Tensor, route: _Route, weights: ExpertWeights) -> None:
     """Add one expert's share to `output`, operation by operation as transformers does."""
     tokens, slots = (torch.from_numpy(part).to(output.device) for part in route)
-    gate_up = functional.linear(batch.hidden[tokens], weights.gate_up)  # [routes, 2 x inner]
-    expert_out = functional.linear(batch.module._apply_gate(gate_up), weights.down)  # noqa: SLF001
+    module = batch.module
+    gate_up = _project(  # [routes, 2 x inner]
+        batch.hidden[tokens], weights.gate_up, weights.gate_up_bias, module.is_transposed
+    )
+    inner = module._apply_gate(gate_up)  # noqa: SLF001
+    expert_out = _project(inner, weights.down, weights.down_bias, module.is_transposed)
     _add_rows(output, tokens, expert_out * batch.gates[tokens, slots, None])
+
+
+def _project(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    transposed: bool,
+) -> torch.Tensor:
+    projected = rows @ weight if transposed else functional.linear(rows, weight)
+    return projected if bias is None else projected + bias
 
 
 def _add_rows(output: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:

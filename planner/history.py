@@ -7,6 +7,7 @@ entries, which are read again at the next start. Not thread-safe: one thread at 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,16 @@ class History:
     which costs address space only, so a view of the filled part is always contiguous.
     """
 
-    def __init__(self, *, hidden_size: int, layers: int, experts: int, capacity: int) -> None:
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        layers: int,
+        experts: int,
+        capacity: int,
+        moe_layers: Sequence[int] | None = None,
+    ) -> None:
+        """`moe_layers` are those with experts; all unless given."""
         self._vectors = np.zeros((capacity, hidden_size), np.float32)
         self._profiles = np.zeros((capacity, layers, experts), np.float32)
         # The prefill's where nothing has been decoded yet, which `_decoded` counts.
@@ -53,6 +63,7 @@ class History:
         self._topic = np.zeros(capacity, np.int32)
         self._ids = np.zeros(capacity, np.int64)
         self._topics = [OBSERVED_TOPIC]
+        self._moe_layers = list(range(layers) if moe_layers is None else moe_layers)
         self._capacity = capacity
         self._size = 0
         self._next_id = 0
@@ -184,11 +195,13 @@ class History:
         """The profiles of the whole demand: every prompt by how often it came, and what was read
         by its length too.
 
-        Uniform rows when there is no history.
+        Uniform rows when there is no history, but for dense layers.
         """
         if len(self) == 0:
             _, layers, experts = self._profiles.shape
-            uniform = ActivationProfile(np.full((layers, experts), 1 / experts, np.float32))
+            shares = np.zeros((layers, experts), np.float32)
+            shares[self._moe_layers] = 1 / experts
+            uniform = ActivationProfile(shares)
             return PhaseProfiles(uniform, uniform)
         demand = self._demand[: self._size]
         return PhaseProfiles(

@@ -30,9 +30,8 @@ class MemoryRule:
 
     def main_gb(self, partition: Partition, tokens: int) -> float:
         """Non-expert weights, resident experts, and keys and values for `tokens`."""
-        weights = (
-            self.model.non_expert_size_bytes + partition.local_count * self.model.expert_size_bytes
-        )
+        resident = self.model.expert_count - partition.remote_count
+        weights = self.model.non_expert_size_bytes + resident * self.model.expert_size_bytes
         cache = tokens * self.model.kv_bytes_per_token
         return (weights + cache) / _GB + self.main_runtime_gb
 

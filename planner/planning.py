@@ -100,7 +100,7 @@ class Planner:
         self._deployments = Deployments(window_s=settings.claim_window_s, clock=clock)
         self._ids = PlanIds(clock)
         if settings.remote_ratio > 0:
-            for layer in range(model.layers):
+            for layer in model.moe_layers:
                 topology.expert_for(layer)
 
     @classmethod
@@ -288,6 +288,7 @@ def _load_history(settings: PlannerSettings, model: ModelFacts) -> History:
             hidden_size=model.hidden_size,
             layers=model.layers,
             experts=model.experts,
+            moe_layers=model.moe_layers,
             capacity=settings.history_capacity,
         )
     entries = read_history(settings.history, model)

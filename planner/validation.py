@@ -91,4 +91,9 @@ def _counts(name: str, rows: list[list[int]], model: ModelFacts) -> NDArray[np.i
         )
     if any(not 0 <= count < 2**31 for row in rows for count in row):
         raise InvalidRequestError(f"{name} holds a number that is no count.", param=name)
+    for layer, row in enumerate(rows):
+        if layer not in model.moe_layers and any(row):
+            raise InvalidRequestError(
+                f"{name} counts routes in layer {layer}; layer {layer} has no experts.", param=name
+            )
     return np.asarray(rows, dtype=np.int64).reshape(shape)

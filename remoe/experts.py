@@ -56,7 +56,10 @@ class ActivationProfile:
 
 
 class Partition(msgspec.Struct, frozen=True):
-    """The remote experts of each layer: `remote[layer]` is a sorted tuple of expert indices."""
+    """The remote experts of each layer: `remote[layer]` is a sorted tuple of expert indices.
+
+    A dense layer has none; nothing here says which layers those are.
+    """
 
     experts: int
     remote: tuple[tuple[int, ...], ...]
@@ -84,10 +87,6 @@ class Partition(msgspec.Struct, frozen=True):
     @property
     def remote_count(self) -> int:
         return sum(len(indices) for indices in self.remote)
-
-    @property
-    def local_count(self) -> int:
-        return self.layers * self.experts - self.remote_count
 
     def local(self, layer: int) -> tuple[int, ...]:
         """The resident experts of one layer."""

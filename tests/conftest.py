@@ -1,4 +1,4 @@
-"""What tests of several folders share: a tiny random MoE checkpoint."""
+"""What tests of several folders share: a tiny random MoE checkpoint, and the native library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from expert_fn.native.build import build, compiler
 from tests.tiny_model import build_tiny_checkpoint
 
 
@@ -13,3 +14,10 @@ from tests.tiny_model import build_tiny_checkpoint
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mixtral of 3 layers with 4 experts and random float32 weights, as published ones look."""
     return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny-mixtral"))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if compiler() is None:
+        pytest.skip("no C compiler")
+    return build(tmp_path_factory.mktemp("native") / "libremoe_expert.so")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from remoe.families import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,3 +32,13 @@ def test_relative_links_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_number_of_families_in_the_readme_is_that_of_the_table() -> None:
+    served = sum(not family.recurrent for family in FAMILIES.values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"[{len(FAMILIES)} families of MoE models](docs/models.md) can be split, and {served}"
+        in readme
+    )
+    assert f"[{served} MoE families]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -109,6 +109,6 @@ def split(
         dtype=dtype,
         device=torch.device("cpu"),
         transport=transport,
-        function_memory_gb=[0.5] * LAYERS,
+        function_memory_gb=dict.fromkeys(range(LAYERS), 0.5),
         meter=meter or new_meter(),
     )

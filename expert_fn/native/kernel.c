@@ -132,6 +132,11 @@ static struct input inner_of(const struct kernel *kernel, const struct segment *
                           kernel->packed_inner + group * kernel->packed_inner_bytes};
 }
 
+static void add_bias(float *to, const float *bias, size_t first, size_t count) {
+    if (!bias) return;
+    for (size_t i = 0; i < count; i++) to[i] += bias[first + i];
+}
+
 /* inner = act(gate(x)) * up(x), for one segment and some of its columns. */
 static void inner_task(struct kernel *kernel, size_t task, size_t thread) {
     const struct call *call = kernel->call;
@@ -151,10 +156,12 @@ static void inner_task(struct kernel *kernel, size_t task, size_t thread) {
                              first, last, scratch);
     for (size_t r = 0; r < input.rows; r++) {
         float *row = gate + r * kernel->inner_stride;
+        float *up_row = up + r * kernel->inner_step;
         size_t beyond = padded(columns) - columns;
-        memset(up + r * kernel->inner_step + columns, 0, beyond * sizeof *up);
-        kernel->variant->activate(row, up + r * kernel->inner_step, padded(columns),
-                                  call->activation);
+        add_bias(row, segment->expert->gate_bias, first, columns);
+        add_bias(up_row, segment->expert->up_bias, first, columns);
+        memset(up_row + columns, 0, beyond * sizeof *up);
+        kernel->variant->activate(row, up_row, padded(columns), call);
         memset(row + columns, 0, beyond * sizeof *row);
     }
     kernel->variant->pack(inner_of(kernel, segment), call->inner, first, padded(columns));
@@ -173,7 +180,8 @@ static void output_task(struct kernel *kernel, size_t task, size_t thread) {
         kernel->variant->project(down, kernel->hidden_step, inner_of(kernel, segment),
                                  segment->expert->down, call->inner, first, last, scratch);
         for (size_t entry = segment->first; entry < segment->last; entry++) {
-            const float *from = down + (entry - segment->first) * kernel->hidden_step;
+            float *from = down + (entry - segment->first) * kernel->hidden_step;
+            add_bias(from, segment->expert->down_bias, first, last - first);
             float weight;
             int32_t row;
             memcpy(&weight, (const char *)call->gate_weight + entry * sizeof weight, sizeof weight);

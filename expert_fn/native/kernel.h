@@ -8,10 +8,10 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; expert_fn/kernel_native.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 1
+#define REMOE_KERNEL_ABI 2
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
-enum activation { SILU = 0, GELU = 1, GELU_TANH = 2 };
+enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
 enum status { OK = 0, NO_MEMORY = 1 };
 
 /* Row-major numbers of any alignment. */
@@ -20,15 +20,18 @@ struct matrix {
     int64_t dtype;
 };
 
-/* down( act(gate(x)) * up(x) ): gate and up are [inner, hidden], down is [hidden, inner]. */
+/* down( act(gate(x)) * up(x) ): gate and up are [inner, hidden], down is [hidden, inner]. Each adds
+ * its bias, float32 [inner] or [hidden], unless that is NULL. */
 struct expert {
     struct matrix gate, up, down;
+    const float *gate_bias, *up_bias, *down_bias;
 };
 
 /* Rows for some experts: entries offsets[i] to offsets[i + 1] of row_index and gate_weight say
  * which rows go to experts[i], and the weight of its result. Pointers may be unaligned. */
 struct call {
     int64_t hidden, inner, activation;
+    float alpha, limit; /* of CLAMPED_SWIGLU */
     int64_t experts, rows;
     const struct expert *const *expert; /* [experts] */
     const int64_t *offsets;             /* [experts + 1] */
@@ -71,7 +74,7 @@ struct variant {
      * order of a sum depends on k alone: not on which rows and columns are computed together. */
     void (*project)(float *out, size_t out_stride, struct input input, struct matrix weights,
                     size_t width, size_t first, size_t last, float *scratch);
-    void (*activate)(float *gate, const float *up, size_t count, int64_t activation);
+    void (*activate)(float *gate, const float *up, size_t count, const struct call *call);
 };
 
 #endif

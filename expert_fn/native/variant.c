@@ -262,10 +262,26 @@ ALWAYS_INLINE void activate_as(float *gate, const float *up, size_t count, int64
         store_float(gate + i, activated(load_float(gate + i), activation) * load_float(up + i));
 }
 
-static void activate(float *gate, const float *up, size_t count, int64_t activation) {
-    switch (activation) { /* constants, so that each loop holds one activation */
+/* gate * sigmoid(alpha * gate) * (up + 1), with gate cut off above and up on both sides. */
+static void activate_clamped(float *gate, const float *up, size_t count, float alpha,
+                             float limit) {
+    vec high = splat(limit), low = splat(-limit);
+    for (size_t i = 0; i < count; i += LANES) {
+        vec g = load_float(gate + i), u = load_float(up + i);
+        g = choose((bits)(g > high), high, g);
+        u = choose((bits)(u > high), high, u);
+        u = choose((bits)(u < low), low, u);
+        store_float(gate + i, logistic_product(g, g * splat(alpha)) * (u + splat(1.0f)));
+    }
+}
+
+static void activate(float *gate, const float *up, size_t count, const struct call *call) {
+    switch (call->activation) { /* constants, so that each loop holds one activation */
         case SILU: activate_as(gate, up, count, SILU); break;
         case GELU_TANH: activate_as(gate, up, count, GELU_TANH); break;
+        case CLAMPED_SWIGLU:
+            activate_clamped(gate, up, count, call->alpha, call->limit);
+            break;
         default: activate_as(gate, up, count, GELU);
     }
 }

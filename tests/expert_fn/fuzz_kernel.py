@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from expert_fn.kernel_native import NativeKernel, native_variants
+from remoe.activation import Activation, ActivationName
 from tests.expert_fn.kernel_cases import DTYPES, random_case
 
 
@@ -31,16 +33,20 @@ def main() -> None:
             weights=DTYPES[rng.integers(3)],
             input_dtype=DTYPES[rng.integers(3)],
             shift=int(rng.integers(0, 4)),
+            biased=bool(rng.integers(2)),
+            strided=bool(rng.integers(2)),
         )
+        activation = Activation(str(rng.choice(get_args(ActivationName))))  # type: ignore[arg-type]
         kernel = NativeKernel(
             case.experts.__getitem__,
             threads=int(rng.integers(1, 4)),
             variant=variant,
+            activation=activation,
             library=library,
         )
         got = kernel.weighted_sum(case.ids, case.rows)
         kernel.close()
-        np.testing.assert_allclose(got, case.expected(), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got, case.expected(activation), rtol=1e-3, atol=1e-3)
         cases += 1
     sys.stdout.write(f"{cases} cases\n")
 

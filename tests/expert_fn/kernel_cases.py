@@ -11,18 +11,43 @@ import torch
 from numpy.typing import NDArray
 
 from expert_fn.kernel import RoutedRows
-from remoe.checkpoint import ExpertTensors, MappedTensor, to_float32
+from remoe.activation import SILU, Activation, ActivationName
+from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
+from remoe.mapped import MappedTensor, to_float32
 
 _T = TypeVar("_T", bound=np.generic)
 StoredDtype = Literal["BF16", "F16", "F32"]
 DTYPES: tuple[StoredDtype, ...] = ("BF16", "F16", "F32")
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_ACTIVATIONS: dict[ActivationName, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
+
+
+def activated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """act(gate) * up, in torch."""
+    if activation.name != "clamped_swiglu":
+        return _ACTIVATIONS[activation.name](gate) * up
+    gate = gate.clamp(max=activation.limit)
+    up = up.clamp(-activation.limit, activation.limit)
+    return (up + 1) * (gate * torch.sigmoid(gate * activation.alpha))
+
+
+def interleaved(tensors: ExpertTensors) -> ExpertTensors:
+    """The same expert as strided views, with gate and up by turns and everything transposed."""
+    gate, up, down = tensors.gate, tensors.up, tensors.down
+    both = np.stack([gate.values, up.values], axis=1).reshape(-1, gate.values.shape[1]).T.copy()
+    return ExpertTensors(
+        MappedTensor(both.T[0::2], gate.dtype),
+        MappedTensor(both.T[1::2], up.dtype),
+        MappedTensor(down.values.T.copy().T, down.dtype),
+        tensors.gate_bias,
+        tensors.up_bias,
+        tensors.down_bias,
+    )
 
 
 def stored(values: NDArray[np.float32], dtype: StoredDtype, *, shift: int = 0) -> MappedTensor:
@@ -46,7 +71,7 @@ class Case:
     def ids(self) -> list[ExpertId]:
         return list(self.experts)
 
-    def expected(self, activation: str = "silu") -> NDArray[np.float64]:
+    def expected(self, activation: Activation = SILU) -> NDArray[np.float64]:
         """The same in torch and float64."""
         x = torch.from_numpy(to_float32(self.rows.hidden)).double()  # [rows, hidden]
         total = torch.zeros_like(x)
@@ -57,9 +82,13 @@ class Case:
             )
             routes = slice(self.rows.offsets[position], self.rows.offsets[position + 1])
             index = torch.from_numpy(self.rows.row_index[routes].astype(np.int64))
-            inner = _ACTIVATIONS[activation](x[index] @ gate.T) * (x[index] @ up.T)
+            gate_bias, up_bias, down_bias = (
+                0 if bias is None else torch.from_numpy(bias.to_float32()).double()
+                for bias in (tensors.gate_bias, tensors.up_bias, tensors.down_bias)
+            )
+            inner = activated(x[index] @ gate.T + gate_bias, x[index] @ up.T + up_bias, activation)
             weight = torch.from_numpy(self.rows.gate[routes].astype(np.float64))
-            total[index] += weight[:, None] * (inner @ down.T)
+            total[index] += weight[:, None] * (inner @ down.T + down_bias)
         result: NDArray[np.float64] = total.numpy()
         return result
 
@@ -88,17 +117,26 @@ def random_case(
     weights: StoredDtype = "BF16",
     input_dtype: StoredDtype = "F32",
     shift: int = 0,
+    biased: bool = False,
+    strided: bool = False,
 ) -> Case:
     def tensor(*shape: int) -> MappedTensor:
-        values = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[1]))
+        values = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[-1]))
         return stored(values, weights, shift=shift)
 
     made = {
         ExpertId(0, index): ExpertTensors(
-            gate=tensor(inner, hidden), up=tensor(inner, hidden), down=tensor(hidden, inner)
+            gate=tensor(inner, hidden),
+            up=tensor(inner, hidden),
+            down=tensor(hidden, inner),
+            gate_bias=tensor(inner) if biased else None,
+            up_bias=tensor(inner) if biased else None,
+            down_bias=tensor(hidden) if biased else None,
         )
         for index in range(experts)
     }
+    if strided:
+        made = {expert: interleaved(tensors) for expert, tensors in made.items()}
     x = 2 * rng.standard_normal((rows, hidden)).astype(np.float32)
     routed = [np.flatnonzero(rng.random(rows) < 0.7) for _ in range(experts)]
     index = np.concatenate(routed)

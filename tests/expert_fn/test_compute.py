@@ -17,6 +17,7 @@ from expert_fn.kernel_numpy import silu
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall
 from tests.calls import expert_call
+from tests.tiny_families import build_tiny_family
 from tests.tiny_model import EXPERTS, HIDDEN, LAYERS, reference
 
 
@@ -111,3 +112,13 @@ def test_refuses_what_it_cannot_answer_rightly(
 def test_a_layer_range_outside_the_model_is_an_error_at_once(checkpoint: Checkpoint) -> None:
     with pytest.raises(ValueError, match="the model has 3"):
         ExpertComputer(checkpoint, first_layer=0, last_layer=LAYERS)
+
+
+def test_a_call_to_a_dense_layer_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(build_tiny_family(tmp_path, "glm4_moe"))
+    computer = ExpertComputer(checkpoint, first_layer=0, last_layer=2)
+    call = expert_call(checkpoint.digest, np.ones((1, HIDDEN), np.float32), {0: [(0, 1.0)]})
+    with pytest.raises(RefusedCallError, match="layer 0 is dense") as refused:
+        computer.compute(call)
+    assert refused.value.code == "unknown_expert"
+    assert computer.compute(msgspec.structs.replace(call, layer=1)).shape == (1, HIDDEN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from expert_fn.kernel import KernelUnavailableError, RoutedRows, open_kernel
-from expert_fn.kernel_native import Activation, NativeKernel, native_variants
+from expert_fn.kernel_native import NativeKernel, native_variants
 from expert_fn.kernel_numpy import NumpyKernel
-from remoe.checkpoint import to_float32
+from remoe.activation import SILU, Activation, ActivationName
 from remoe.experts import ExpertId
+from remoe.mapped import to_float32
 from tests.expert_fn.kernel_cases import DTYPES, Case, StoredDtype, random_case, stored
 
 VARIANTS = ("amx", "avx512", "avx2", "neon", "portable")
@@ -45,7 +47,7 @@ class _Kernels:
         self._open: list[NativeKernel] = []
 
     def __call__(
-        self, case: Case, variant: str, *, threads: int = 1, activation: Activation = "silu"
+        self, case: Case, variant: str, *, threads: int = 1, activation: Activation = SILU
     ) -> NativeKernel:
         self.close()
         kernel = NativeKernel(
@@ -73,6 +75,14 @@ cases = st.builds(
     weights=st.sampled_from(DTYPES),
     input_dtype=st.sampled_from(DTYPES),
     shift=st.integers(0, 3),
+    biased=st.booleans(),
+    strided=st.booleans(),
+)
+activations = st.builds(
+    Activation,
+    name=st.sampled_from(get_args(ActivationName)),
+    alpha=st.floats(0.5, 2),
+    limit=st.floats(0.25, 7),
 )
 property_settings = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -84,9 +94,7 @@ def assert_close(got: NDArray[np.float32], expected: NDArray[np.float64]) -> Non
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-6 * scale + 1e-30)
 
 
-@given(
-    case=cases, threads=st.integers(1, 2), activation=st.sampled_from(("silu", "gelu", "gelu_tanh"))
-)
+@given(case=cases, threads=st.integers(1, 2), activation=activations)
 @property_settings
 def test_equals_torch(
     new_kernel: _Kernels, variant: str, case: Case, threads: int, activation: Activation
@@ -95,11 +103,11 @@ def test_equals_torch(
     assert_close(kernel.weighted_sum(case.ids, case.rows), case.expected(activation))
 
 
-@given(case=cases)
+@given(case=cases, activation=activations)
 @property_settings
-def test_numpy_equals_torch(case: Case) -> None:
-    kernel = NumpyKernel(case.experts.__getitem__)
-    assert_close(kernel.weighted_sum(case.ids, case.rows), case.expected())
+def test_numpy_equals_torch(case: Case, activation: Activation) -> None:
+    kernel = NumpyKernel(case.experts.__getitem__, activation=activation)
+    assert_close(kernel.weighted_sum(case.ids, case.rows), case.expected(activation))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,9 @@ def test_denormal_weights_count(
     assert_close(new_kernel(case, variant).weighted_sum(case.ids, case.rows), expected)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize(
+    "activation", [Activation(name) for name in get_args(ActivationName)], ids=str
+)
 def test_activations_over_all_magnitudes(
     new_kernel: _Kernels, variant: str, activation: Activation
 ) -> None:

@@ -13,6 +13,7 @@ from knative.manifest import service_manifest
 from knative.policy import AUTOSCALING
 from knative.spec import MAX_NAME_LENGTH, FunctionSpec
 from remoe.errors import CheckpointError, SettingsError
+from tests.tiny_families import build_tiny_family
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,6 +39,23 @@ def test_functions_cover_every_layer_once(options: DeploymentOptions) -> None:
     ]
     assert deployment.experts[1].env["REMOE_EXPERT_FIRST_LAYER"] == "2"
     assert deployment.experts[1].env["REMOE_EXPERT_LAST_LAYER"] == "2"
+
+
+def test_dense_layers_need_no_function_and_no_memory_for_experts(tmp_path: Path) -> None:
+    model_dir = build_tiny_family(tmp_path, "qwen3_moe", layers=7)  # experts in layers 1, 3 and 5
+    options = DeploymentOptions(model_dir=model_dir, threads=2, layers_per_function=2)
+    deployment = default_deployment(options)
+    assert deployment.layer_ranges == ((1, 3), (5, 5))
+    assert [spec.holds for spec in deployment.experts] == [
+        "layers 1-3, 8 experts",
+        "layer 5, 4 experts",
+    ]
+
+
+def test_a_model_that_cannot_be_served_is_refused_at_once(tmp_path: Path) -> None:
+    model_dir = build_tiny_family(tmp_path, "qwen3_next")
+    with pytest.raises(CheckpointError, match=r"qwen3_next: .*cannot hold yet"):
+        default_deployment(DeploymentOptions(model_dir=model_dir, threads=1))
 
 
 def test_the_topology_names_each_functions_url_and_layers(options: DeploymentOptions) -> None:

@@ -8,14 +8,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from main_model_fn import split as split_module
-from main_model_fn.loading import WeightReader
-from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
-from remoe.experts import ExpertId, Partition
 from tests.tiny_model import (
     EXPERTS,
     LAYERS,
@@ -115,39 +111,6 @@ def test_a_payload_over_the_limit_is_cut_into_calls_and_changes_nothing(
         expected, got = unmodified(tokens).logits, model(tokens).logits
     assert torch.allclose(expected, got, atol=1e-5)
     assert [call.rows for call in transport.calls] == [5, 5, 2] * 3
-
-
-def test_remote_experts_are_never_read(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    tensor = WeightReader.tensor
-
-    def noting(self: WeightReader, name: str) -> torch.Tensor:
-        read.append(name)
-        return tensor(self, name)
-
-    monkeypatch.setattr(WeightReader, "tensor", noting)
-    remote = ((0, 3), (1,), ())
-    split(tiny_model_dir, remote, InProcessTransport(tiny_model_dir))
-    checkpoint = Checkpoint.open(tiny_model_dir)
-    cold = {
-        name
-        for expert in Partition(experts=EXPERTS, remote=remote).remote_ids()
-        for name in checkpoint.family.expert_names(expert)
-    }
-    assert cold.isdisjoint(read)
-    assert sorted([*read, *cold]) == checkpoint.names
-
-
-def test_the_family_table_names_the_tensors_transformers_saves(tiny_model_dir: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_model_dir)
-    gate, up, down = checkpoint.family.expert_names(ExpertId(1, 2))
-    unmodified = reference(tiny_model_dir).model.layers[1].mlp.experts
-    with safe_open(checkpoint.path_of(gate), framework="pt") as file:
-        fused = torch.cat([file.get_tensor(gate), file.get_tensor(up)])
-        assert torch.equal(fused, unmodified.gate_up_proj[2])
-        assert torch.equal(file.get_tensor(down), unmodified.down_proj[2])
 
 
 def test_a_partition_of_another_model_is_refused(tiny_model_dir: Path) -> None:

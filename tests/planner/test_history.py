@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from planner.history import OBSERVED_TOPIC, History, HistoryEntries
+from planner.selection import select_remote
 from remoe.experts import ActivationProfile
 
 FIRST = ActivationProfile(np.array([[1, 0]], np.float32))
@@ -141,3 +142,10 @@ def test_the_history_never_outgrows_its_capacity_nor_repeats_an_id(
 def test_shipped_entries_must_leave_room() -> None:
     with pytest.raises(ValueError, match="3 shipped entries do not fit"):
         shipped(3, capacity=3)
+
+
+def test_an_empty_history_is_uniform_where_there_are_experts() -> None:
+    history = History(hidden_size=2, layers=3, experts=4, capacity=1, moe_layers=(1, 2))
+    profiles = history.mean_profiles()
+    assert profiles.prefill.shares.tolist() == [[0] * 4, [0.25] * 4, [0.25] * 4]
+    assert select_remote(profiles.mixed(10, 10), 0.5).remote == ((), (2, 3), (2, 3))

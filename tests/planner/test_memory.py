@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ MODEL = ModelFacts(
     name="m",
     digest="d",
     layers=2,
+    moe_layers=(0, 1),
     experts=4,
     top_k=2,
     hidden_size=8,
@@ -38,6 +41,13 @@ def function(first: int, last: int) -> ExpertEndpoint:
 def test_main_memory_is_the_sum_of_what_the_main_function_holds() -> None:
     # 3 GB non-expert, 4 of 8 experts, 50 tokens at 10 MB, 0.5 GB run-time.
     assert RULE.main_gb(PARTITION, 50) == pytest.approx(3 + 4 + 0.5 + 0.5)
+
+
+def test_dense_layers_hold_no_experts() -> None:
+    model = dataclasses.replace(MODEL, layers=3, moe_layers=(1, 2))
+    rule = dataclasses.replace(RULE, model=model)
+    partition = Partition(experts=4, remote=((), (0, 1, 3), (2,)))
+    assert rule.main_gb(partition, 50) == RULE.main_gb(PARTITION, 50)
 
 
 def test_expert_memory_is_its_remote_experts_widened() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -46,6 +47,26 @@ def test_forecasts_name_the_functions_that_hold_the_remote_experts(world: World)
     )
     assert plan.prewarm == ["experts-00-01", "experts-02-02"]
     assert all(function.memory_gb >= 0.05 for function in plan.functions)
+
+
+def test_a_dense_layer_has_no_experts_to_plan_for(tmp_path: Path) -> None:
+    world = World.make(tmp_path, moe_layers=(1, 2))
+    planner = world.planner()
+    plan = planner.plan(ask([1, 2, 3]))
+    assert plan.partition.remote == ((), (2, 3), (2, 3))
+    routes = {function.name: function.expected_routes for function in plan.functions}
+    assert routes == pytest.approx({"experts-00-01": 7.0, "experts-02-02": 7.0})
+    model = world.model
+    resident = model.non_expert_size_bytes + 4 * model.expert_size_bytes
+    cache = (3 + 5) * model.kv_bytes_per_token
+    assert plan.main_memory_gb == pytest.approx(
+        (resident + cache) / 1e9 + world.settings().main_runtime_gb
+    )
+    counts = [[0] * EXPERTS, [3, 3, 0, 0], [3, 3, 0, 0]]
+    planner.observe(world.observation([1, 2, 3], prefill_counts=counts, decode_counts=counts))
+    assert planner.claim().partition.remote[0] == ()
+    with pytest.raises(InvalidRequestError, match="layer 0 has no experts"):
+        planner.observe(world.observation([1, 2, 3]))
 
 
 def test_functions_that_will_hardly_be_called_are_not_prewarmed(world: World) -> None:

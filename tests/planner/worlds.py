@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class ToldClock:
         return self.now
 
 
-def write_checkpoint(folder: Path) -> None:
+def write_checkpoint(folder: Path, moe_layers: Iterable[int]) -> None:
     """A Mixtral-shaped checkpoint of random float32 tensors, enough for everything numpy reads."""
     folder.mkdir(parents=True)
     config = {
@@ -54,7 +55,7 @@ def write_checkpoint(folder: Path) -> None:
     (folder / "config.json").write_bytes(msgspec.json.encode(config))
     rng = np.random.default_rng(0)
     tensors = {"model.embed_tokens.weight": rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)}
-    for layer in range(LAYERS):
+    for layer in moe_layers:
         for index in range(EXPERTS):
             names = family_of("mixtral").expert_names(ExpertId(layer, index))
             for name, shape in zip(names, ((4, HIDDEN), (4, HIDDEN), (HIDDEN, 4)), strict=True):
@@ -136,8 +137,8 @@ class World:
     clock: ToldClock
 
     @classmethod
-    def make(cls, folder: Path) -> World:
-        write_checkpoint(folder / "model")
+    def make(cls, folder: Path, moe_layers: Iterable[int] = range(LAYERS)) -> World:
+        write_checkpoint(folder / "model", moe_layers)
         write_topology(folder / "topology.json", folder / "model")
         return cls(folder, ToldClock())
 

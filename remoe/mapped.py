@@ -1,0 +1,102 @@
+"""Tensors of a safetensors file, mapped into memory and read page by page when touched.
+
+The header is parsed here (8 bytes of length, then JSON) because the library's numpy front end
+copies each tensor and has no bfloat16; see docs/adr/0003-mapped-checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from remoe.errors import CheckpointError
+
+__all__ = ["MappedTensor", "Shard", "to_float32"]
+
+# Numpy has no bfloat16: its bits are carried as uint16.
+_STORAGE: dict[str, np.dtype[np.generic]] = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
+
+
+def to_float32(
+    values: NDArray[np.generic], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Widen to float32, into `out` if given; uint16 is read as bfloat16 bits. Exact."""
+    if out is None:
+        out = np.empty(values.shape, np.float32)
+    if values.dtype == np.uint16:
+        # bfloat16 is the upper half of a float32: one pass, no temporary.
+        np.multiply(values, np.uint32(1 << 16), out=out.view(np.uint32))
+    else:
+        out[...] = values
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """A view into a mapped file. `dtype` is safetensors' name; BF16 is carried as uint16."""
+
+    values: NDArray[np.generic]
+    dtype: str
+
+    def to_float32(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        return to_float32(self.values, out)
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class Shard:
+    """One safetensors file: its header at once, its bytes when touched."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size_bytes = path.stat().st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            header_bytes = int.from_bytes(self._map[:8], "little")
+            self.header = bytes(self._map[8 : 8 + header_bytes])
+            fields = msgspec.json.decode(self.header, type=dict[str, msgspec.Raw])
+            fields.pop("__metadata__", None)
+            self.entries = {
+                name: msgspec.json.decode(raw, type=_Entry) for name, raw in fields.items()
+            }
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise CheckpointError(
+                f"{path} is missing or not a safetensors file: {error}"
+            ) from error
+        self._data_start = 8 + header_bytes
+        end = max((entry.data_offsets[1] for entry in self.entries.values()), default=0)
+        if self.size_bytes < self._data_start + end:
+            raise CheckpointError(
+                f"{path} is cut short ({self.size_bytes} bytes, its header promises "
+                f"{self._data_start + end}); download or build it again"
+            )
+
+    def tensor(self, name: str) -> MappedTensor:
+        entry = self.entries[name]
+        storage = _STORAGE.get(entry.dtype)
+        if storage is None:
+            raise CheckpointError(
+                f"{name} has dtype {entry.dtype}; supported: {', '.join(_STORAGE)}"
+            )
+        values = np.frombuffer(
+            self._map,
+            dtype=storage,
+            count=math.prod(entry.shape),
+            offset=self._data_start + entry.data_offsets[0],
+        ).reshape(entry.shape)
+        return MappedTensor(values, entry.dtype)
