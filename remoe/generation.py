@@ -14,14 +14,20 @@ import msgspec
 from remoe.ledger import Ledger
 
 __all__ = [
+    "MAX_LOGPROBS",
     "FinishReason",
     "GenerateEvent",
     "GenerateRequest",
     "GenerationStats",
     "SamplingParams",
+    "TokenLogprob",
+    "TopLogprob",
 ]
 
 FinishReason = Literal["stop", "length", "error"]
+
+MAX_LOGPROBS = 20
+"""Most alternatives a token's log-probabilities may list."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +54,12 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     With `running_stats` every event carries the stats so far: the caller looks for stop strings
     in the text, may leave at any event, and still wants to know what it used.
+
+    `logprobs` asks for each generated token's log-probability and that many alternatives (0 to
+    20), `prompt_logprobs` for the same of the prompt's tokens; None is neither. With
+    `prompt_logprobs`, `max_new_tokens` may be 0: the prompt is scored and nothing generated.
+    `deadline_s` is how long the caller still waits; what is not done by then ends as an error, and
+    no remote call outlives it.
     """
 
     request_id: str
@@ -57,6 +69,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: list[int]
     sampling: SamplingParams = SamplingParams()
     running_stats: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    deadline_s: float | None = None
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,10 +91,35 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     decode_counts: list[list[int]]
 
 
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token that could have come, and its natural log-probability."""
+
+    token: int
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token that came, and the most likely ones at its place, the likeliest first.
+
+    Log-probabilities are of the model's own distribution: before temperature, filters, biases and
+    penalties, as OpenAI's are.
+    """
+
+    token: int
+    logprob: float
+    top: list[TopLogprob]
+
+
 class GenerateEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """New tokens, and at the end why there are no more. `error` only with finish "error"."""
+    """New tokens, and at the end why there are no more. `error` only with finish "error".
+
+    `logprobs`, if asked for, has one entry for each of `tokens`. `prompt_logprobs` comes once,
+    with the first event or before it: one entry for each token of the prompt, the first None.
+    """
 
     tokens: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    prompt_logprobs: list[TokenLogprob | None] = []
     finish: FinishReason | None = None
     stats: GenerationStats | None = None
     error: str | None = None
