@@ -34,12 +34,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_fn.kernel import RoutedRows
-from expert_fn.kernel_native import NativeKernel
-from expert_fn.kernel_numpy import NumpyKernel
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, PATH, ExpertCall, ExpertReply
 from remoe.experts import ExpertId
+from remoe.kernel.interface import RoutedRows
+from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.topology import ExpertEndpoint, Topology
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

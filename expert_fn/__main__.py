@@ -8,11 +8,11 @@ from pathlib import Path
 
 from expert_fn.compute import ExpertComputer
 from expert_fn.config import ExpertSettings
-from expert_fn.kernel import open_kernel
 from expert_fn.logs import configure_logging
 from expert_fn.server import serve
 from remoe.checkpoint import Checkpoint
 from remoe.errors import RemoeError
+from remoe.kernel.interface import open_kernel
 from remoe.lifecycle import InFlight, Notifier, bind, watch_lifeline
 
 

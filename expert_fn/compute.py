@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_fn.kernel import ExpertKernel, RoutedRows, open_kernel
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall, FailureCode
 from remoe.experts import ExpertId
+from remoe.kernel.interface import ExpertKernel, RoutedRows, open_kernel
 
 __all__ = ["ExpertComputer", "RefusedCallError"]
 

@@ -14,8 +14,8 @@ from typing import Annotated, Literal, Self
 
 import msgspec
 
-from expert_fn.kernel import KernelChoice
 from remoe.errors import SettingsError
+from remoe.kernel.interface import KernelChoice
 from remoe.topology import Topology
 
 __all__ = ["ExpertSettings"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expert_fn.native.build import build, compiler
+from remoe.kernel.native.build import build, compiler
 from tests.tiny_model import build_tiny_checkpoint
 
 
@@ -20,4 +20,4 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler() is None:
         pytest.skip("no C compiler")
-    return build(tmp_path_factory.mktemp("native") / "libremoe_expert.so")
+    return build(tmp_path_factory.mktemp("native") / "libremoe_kernel.so")

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_fn.compute import ExpertComputer, RefusedCallError
-from expert_fn.kernel_numpy import silu
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall
+from remoe.kernel.numpy_kernel import silu
 from tests.calls import expert_call
 from tests.tiny_families import build_tiny_family
 from tests.tiny_model import EXPERTS, HIDDEN, LAYERS, reference

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from expert_fn.compute import ExpertComputer
-from expert_fn.kernel import open_kernel
 from knative.deployment import DeploymentOptions, default_deployment
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.experts_modules import experts_by_layer
@@ -28,6 +27,7 @@ from remoe.errors import CheckpointError
 from remoe.experts import ExpertId, Partition
 from remoe.families import FAMILIES
 from remoe.generation import GenerateEvent
+from remoe.kernel.interface import open_kernel
 from tests.calls import expert_call
 from tests.main_model_fn.test_engine import ask, collect, generate
 from tests.tiny_families import DENSE_LAYERS, VOCABULARY, build_tiny_family

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from expert_fn.kernel import RoutedRows
 from remoe.activation import SILU, Activation, ActivationName
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
+from remoe.kernel.interface import RoutedRows
 from remoe.mapped import MappedTensor, to_float32
 
 _T = TypeVar("_T", bound=np.generic)

@@ -22,9 +22,9 @@ class NativeKernelHook(BuildHookInterface[Any]):  # type: ignore[misc]  # untype
             library = build.build()
         except build.BuildError as error:
             self.app.display_warning(
-                f"The expert function's native kernel was not built: {error}\n"
+                f"The native kernel was not built: {error}\n"
                 "numpy computes instead, slower and with more memory. With a C compiler, "
-                "`python -m expert_fn.native.build` builds it later."
+                "`python -m remoe.kernel.native.build` builds it later."
             )
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))
@@ -35,7 +35,7 @@ class NativeKernelHook(BuildHookInterface[Any]):  # type: ignore[misc]  # untype
 
 def _load_build(root: Path) -> ModuleType:
     """The build module alone: its package's dependencies are not installed yet."""
-    path = root / "expert_fn" / "native" / "build.py"
+    path = root / "remoe" / "kernel" / "native" / "build.py"
     spec = importlib.util.spec_from_file_location("remoe_native_build", path)
     assert spec is not None  # noqa: S101
     assert spec.loader is not None  # noqa: S101

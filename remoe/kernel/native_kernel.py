@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_fn.kernel import KernelUnavailableError, ReadExpert, RoutedRows
-from expert_fn.native import LIBRARY
 from remoe.activation import SILU, Activation, ActivationName
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
+from remoe.kernel.interface import KernelUnavailableError, ReadExpert, RoutedRows
+from remoe.kernel.native import LIBRARY
 
 __all__ = ["NativeKernel", "native_variants"]
 
@@ -173,7 +173,7 @@ def native_variants(library: Path = LIBRARY) -> list[str]:
 
 @cache
 def _open_library(path: Path) -> ctypes.CDLL:
-    again = "run `python -m expert_fn.native.build`, which needs a C compiler"
+    again = "run `python -m remoe.kernel.native.build`, which needs a C compiler"
     try:
         library = ctypes.CDLL(str(path))
         library.remoe_kernel_abi.restype = ctypes.c_int64

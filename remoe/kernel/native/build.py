@@ -1,4 +1,4 @@
-"""Compile the native kernel: `python -m expert_fn.native.build`, or the install (hatch_build.py).
+"""Compile the native kernel: `python -m remoe.kernel.native.build`, or the install (hatch_build.py).
 
 One library for every machine of an architecture: the arithmetic is compiled once per instruction
 set, and the library chooses when it is opened. Only the standard library is imported, because the
@@ -20,7 +20,7 @@ from pathlib import Path
 __all__ = ["BuildError", "build", "compiler"]
 
 _HERE = Path(__file__).resolve().parent
-_LIBRARY = _HERE / "libremoe_expert.so"
+_LIBRARY = _HERE / "libremoe_kernel.so"
 # No contraction: the sources say where a multiply-add is fused, so that a result does not depend
 # on which loop the compiler happened to fuse.
 _FLAGS = [
@@ -97,7 +97,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compile the expert function's native kernel.")
+    parser = argparse.ArgumentParser(description="Compile the native kernel.")
     parser.add_argument("--sanitize", action="store_true", help="with address and UB sanitizers")
     parser.add_argument("--output", type=Path, default=_LIBRARY, help="default: %(default)s")
     given = parser.parse_args()

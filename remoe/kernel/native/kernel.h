@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Counts changes of this interface; expert_fn/kernel_native.py refuses a library of another. */
+/* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
 #define REMOE_KERNEL_ABI 2
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };

@@ -10,10 +10,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from expert_fn.kernel import ReadExpert, RoutedRows
 from remoe.activation import SILU, Activation, ActivationName
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
+from remoe.kernel.interface import ReadExpert, RoutedRows
 from remoe.mapped import MappedTensor, to_float32
 
 __all__ = ["ExpertMatrices", "NumpyKernel", "expert_forward", "silu"]

@@ -71,8 +71,8 @@ def open_kernel(
 
     With `choice` "native" its absence raises KernelUnavailableError instead.
     """
-    from expert_fn.kernel_native import NativeKernel
-    from expert_fn.kernel_numpy import NumpyKernel
+    from remoe.kernel.native_kernel import NativeKernel
+    from remoe.kernel.numpy_kernel import NumpyKernel
 
     kernel: ExpertKernel
     why = "as configured"

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from expert_fn.kernel import KernelUnavailableError, RoutedRows, open_kernel
-from expert_fn.kernel_native import NativeKernel, native_variants
-from expert_fn.kernel_numpy import NumpyKernel
 from remoe.activation import SILU, Activation, ActivationName
 from remoe.experts import ExpertId
+from remoe.kernel.interface import KernelUnavailableError, RoutedRows, open_kernel
+from remoe.kernel.native_kernel import NativeKernel, native_variants
+from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.mapped import to_float32
-from tests.expert_fn.kernel_cases import DTYPES, Case, StoredDtype, random_case, stored
+from tests.remoe.kernel.kernel_cases import DTYPES, Case, StoredDtype, random_case, stored
 
 VARIANTS = ("amx", "avx512", "avx2", "neon", "portable")
 
@@ -244,7 +244,7 @@ def test_the_choice_falls_back_to_numpy_only_when_allowed(library: Path, tmp_pat
     fallback = open_kernel(read, "auto", library=missing)
     assert fallback.description == "numpy"
     assert_close(fallback.weighted_sum(case.ids, case.rows), case.expected())
-    with pytest.raises(KernelUnavailableError, match=r"expert_fn\.native\.build"):
+    with pytest.raises(KernelUnavailableError, match=r"remoe\.kernel\.native\.build"):
         open_kernel(read, "native", library=missing)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from expert_fn.native.build import BuildError, build, compiler
+from remoe.kernel.native.build import BuildError, build, compiler
 
 
 def test_without_a_compiler_the_error_says_so(
@@ -43,7 +43,7 @@ def test_sanitizers_find_nothing_in_a_fuzz(tmp_path: Path) -> None:
         pytest.skip("the compiler has no address sanitizer")
     library = build(tmp_path / "sanitized.so", sanitize=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.expert_fn.fuzz_kernel", str(library), "5"],
+        [sys.executable, "-m", "tests.remoe.kernel.fuzz_kernel", str(library), "5"],
         env={
             **os.environ,
             "LD_PRELOAD": runtime,

@@ -1,4 +1,4 @@
-"""`python -m tests.expert_fn.fuzz_kernel LIBRARY SECONDS`: random cases until the time is over.
+"""`python -m tests.remoe.kernel.fuzz_kernel LIBRARY SECONDS`: random cases until the time is over.
 
 Buffers end exactly where their numbers do, so that under an address sanitizer each read or write
 beyond them ends the process.
@@ -13,9 +13,9 @@ from typing import get_args
 
 import numpy as np
 
-from expert_fn.kernel_native import NativeKernel, native_variants
 from remoe.activation import Activation, ActivationName
-from tests.expert_fn.kernel_cases import DTYPES, random_case
+from remoe.kernel.native_kernel import NativeKernel, native_variants
+from tests.remoe.kernel.kernel_cases import DTYPES, random_case
 
 
 def main() -> None:
