@@ -8,29 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import structlog
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
+from main_model_fn.fan_out import FanOut, Route, SentCall
 from main_model_fn.metering import StepMeter
-from main_model_fn.transport import ExpertTransport, PendingReply
-from remoe.errors import ExpertUnavailableError
-from remoe.expert_call import MAX_BODY_BYTES, ExpertCall, RowDtype
+from main_model_fn.transport import ExpertTransport
 from remoe.experts import ExpertId
 
 __all__ = ["EXPERTS_IMPLEMENTATION", "ExpertWeights", "LayerExperts", "split_experts_forward"]
 
 EXPERTS_IMPLEMENTATION = "remoe_split"
-_log = structlog.get_logger()
-_ROW_DTYPE: dict[torch.dtype, RowDtype] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +46,6 @@ class _ExpertsModule(Protocol):
     def _apply_gate(self, gate_up_out: torch.Tensor) -> torch.Tensor: ...
 
 
-class _Route(NamedTuple):
-    """The routes to one expert: `slots` says which of a token's top-k choices it was."""
-
-    tokens: NDArray[np.intp]
-    slots: NDArray[np.intp]
-
-
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k]."""
@@ -69,13 +53,6 @@ class _Batch:
     module: _ExpertsModule
     hidden: torch.Tensor
     gates: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    pending: PendingReply
-    rows: NDArray[np.intp]
-    routes: dict[int, _Route]
 
 
 class LayerExperts:
@@ -94,11 +71,15 @@ class LayerExperts:
     ) -> None:
         self.layer = layer
         self.resident = resident
-        self._model_digest = model_digest
         self._load = load
-        self._transport = transport
-        self._function_memory_gb = function_memory_gb
         self._meter = meter
+        self._fan_out = FanOut(
+            layer=layer,
+            model_digest=model_digest,
+            transport=transport,
+            function_memory_gb=function_memory_gb,
+            meter=meter,
+        )
 
     def forward(
         self,
@@ -115,80 +96,29 @@ class LayerExperts:
         index = top_k_index.cpu().numpy()  # [tokens, top_k]
         self._meter.record_routes(self.layer, index)
         routes = {
-            expert: _Route(*np.nonzero(index == expert)) for expert in np.unique(index).tolist()
+            expert: Route(*np.nonzero(index == expert)) for expert in np.unique(index).tolist()
         }
         remote = {e: route for e, route in routes.items() if e not in self.resident}
-        sent = self._send(batch, remote) if remote else []
+        sent = self._fan_out.send(hidden, top_k_weights, remote) if remote else []
         output = torch.zeros_like(hidden)
         for expert, route in routes.items():
             if expert in self.resident:
                 _add_expert(batch, output, route, self.resident[expert])
         for call in sent:
-            self._receive(batch, output, call)
+            self._add_remote(batch, output, call)
         return output
 
-    def _send(self, batch: _Batch, remote: dict[int, _Route]) -> list[_Sent]:
-        """One call with each token's row once; more only where the payload limit asks for it."""
-        gates = batch.gates.float().cpu().numpy()  # [tokens, top_k]
-        needed = np.unique(np.concatenate([route.tokens for route in remote.values()]))
-        # The reply, float32 whatever the request's dtype, is the larger half.
-        rows_per_call = max(1, (MAX_BODY_BYTES - 65_536) // (4 * batch.hidden.shape[1]))
-        calls = []
-        for start in range(0, len(needed), rows_per_call):
-            rows = needed[start : start + rows_per_call]
-            routes = {}
-            for expert, (tokens, slots) in remote.items():
-                inside = (tokens >= rows[0]) & (tokens <= rows[-1])
-                if inside.any():
-                    routes[expert] = _Route(tokens[inside], slots[inside])
-            call = self._build_call(batch.hidden, gates, rows, routes)
-            calls.append(_Sent(self._transport.send(call), rows, routes))
-        return calls
-
-    def _build_call(
-        self,
-        hidden: torch.Tensor,
-        gates: NDArray[np.float32],
-        rows: NDArray[np.intp],
-        routes: dict[int, _Route],
-    ) -> ExpertCall:
-        picked = hidden[torch.from_numpy(rows).to(hidden.device)].cpu()  # [rows, hidden]
-        tokens = np.concatenate([route.tokens for route in routes.values()])
-        slots = np.concatenate([route.slots for route in routes.values()])
-        offsets = np.cumsum([len(route.tokens) for route in routes.values()])
-        return ExpertCall(
-            model_digest=self._model_digest,
-            layer=self.layer,
-            dtype=_ROW_DTYPE[hidden.dtype],
-            rows=len(rows),
-            hidden=picked.contiguous().view(torch.uint8).numpy().tobytes(),
-            experts=list(routes),
-            offsets=[0, *offsets.tolist()],
-            row_index=np.searchsorted(rows, tokens).astype("<i4").tobytes(),
-            gate=gates[tokens, slots].astype("<f4").tobytes(),
-        )
-
-    def _receive(self, batch: _Batch, output: torch.Tensor, call: _Sent) -> None:
+    def _add_remote(self, batch: _Batch, output: torch.Tensor, call: SentCall) -> None:
         """Add the returned partial sums, or compute them here if the function is lost."""
-        try:
-            result = call.pending.result()
-        except ExpertUnavailableError as error:
-            _log.warning(
-                "expert_computed_locally",
-                layer=self.layer,
-                experts=list(call.routes),
-                reason=error.message,
-            )
-            self._meter.record_fallback(call.rows)
-            for expert, route in call.routes.items():
-                _add_expert(batch, output, route, self._load(ExpertId(self.layer, expert)))
+        partial = self._fan_out.receive(call)
+        if partial is not None:
+            _add_rows(output, torch.from_numpy(call.rows), partial)
             return
-        self._meter.record_call(call.rows, result, self._function_memory_gb)
-        partial = torch.frombuffer(bytearray(result.partial), dtype=torch.float32)
-        _add_rows(output, torch.from_numpy(call.rows), partial.view(len(call.rows), -1))
+        for expert, route in call.routes.items():
+            _add_expert(batch, output, route, self._load(ExpertId(self.layer, expert)))
 
 
-def _add_expert(batch: _Batch, output: torch.Tensor, route: _Route, weights: ExpertWeights) -> None:
+def _add_expert(batch: _Batch, output: torch.Tensor, route: Route, weights: ExpertWeights) -> None:
     """Add one expert's share to `output`, operation by operation as transformers does."""
     tokens, slots = (torch.from_numpy(part).to(output.device) for part in route)
     module = batch.module

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from main_model_fn import split as split_module
+from main_model_fn import fan_out
 from remoe.errors import CheckpointError
 from tests.tiny_model import (
     EXPERTS,
@@ -104,7 +104,7 @@ def test_a_payload_over_the_limit_is_cut_into_calls_and_changes_nothing(
     tiny_model_dir: Path, unmodified: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = random_tokens(1, 12, 9)
-    monkeypatch.setattr(split_module, "MAX_BODY_BYTES", 65_536 + 4 * 32 * 5)  # five rows a call
+    monkeypatch.setattr(fan_out, "MAX_BODY_BYTES", 65_536 + 4 * 32 * 5)  # five rows a call
     transport = InProcessTransport(tiny_model_dir)
     model = split(tiny_model_dir, ((0, 1, 2, 3),) * 3, transport)
     with torch.no_grad():
