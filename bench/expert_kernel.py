@@ -39,6 +39,7 @@ from remoe.expert_call import CONTENT_TYPE, PATH, ExpertCall, ExpertReply
 from remoe.experts import ExpertId
 from remoe.kernel.interface import RoutedRows
 from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.native_library import NativePool
 from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.topology import ExpertEndpoint, Topology
 
@@ -88,7 +89,7 @@ def torch_forward(checkpoint: Checkpoint, threads: int, *, widened: bool) -> For
 def implementations(checkpoint: Checkpoint, threads: int) -> dict[str, tuple[Forward, int]]:
     """Name to how it computes, and how many experts it goes through."""
     everything = checkpoint.layers * checkpoint.experts
-    native = NativeKernel(checkpoint.expert, threads=threads)
+    native = NativeKernel(checkpoint.expert, NativePool(threads=threads))
     in_numpy = NumpyKernel(checkpoint.expert)
     found: dict[str, tuple[Forward, int]] = {
         "read only": (reader(checkpoint), everything),

@@ -19,10 +19,12 @@ from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.http_transport import HttpTransport
+from main_model_fn.live_partition import LivePartition
 from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
+from main_model_fn.native_threads import open_pool
 from remoe.checkpoint import Checkpoint
-from remoe.errors import InvalidRequestError, RemoeError
+from remoe.errors import CheckpointError, InvalidRequestError, RemoeError
 from remoe.generation import GenerateEvent, GenerateRequest
 from remoe.plan import Deployment
 from remoe.topology import Topology
@@ -32,9 +34,10 @@ __all__ = ["create_app"]
 _log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(GenerateRequest)
+_deployment_decoder = msgspec.json.Decoder(Deployment)
 
 
-def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deployment]:
+def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LivePartition]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
     checkpoint.check_served()
     deployment = claim_deployment(
@@ -47,6 +50,7 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deploymen
         main_memory_gb=deployment.main_memory_gb,
         on_gpu=device.type == "cuda",
     )
+    pool = open_pool(settings, device)
     model = load_split_model(
         Path(topology.model_dir),
         partition=deployment.partition,
@@ -57,6 +61,7 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deploymen
             layer: topology.expert_for(layer).memory_gb for layer in checkpoint.moe_layers
         },
         meter=meter,
+        pool=pool,
     )
     limits = EngineLimits(
         kv_tokens=settings.kv_tokens,
@@ -75,8 +80,9 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, Deploymen
         remote_experts=deployment.partition.remote_count,
         device=device.type,
         dtype=str(model.dtype),
+        kernel="torch" if pool is None else pool.description,
     )
-    return engine, deployment
+    return engine, LivePartition(model, checkpoint, deployment, meter)
 
 
 def create_app(settings: MainSettings) -> FastAPI:
@@ -85,10 +91,10 @@ def create_app(settings: MainSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.engine, app.state.deployment = await asyncio.to_thread(_load, settings, topology)
+        app.state.engine, app.state.partition = await asyncio.to_thread(_load, settings, topology)
         yield
         await asyncio.to_thread(app.state.engine.stop)
-        plan_id = app.state.deployment.plan_id
+        plan_id = app.state.partition.deployment.plan_id
         await asyncio.to_thread(release_deployment, topology.planner_url, plan_id)
 
     app = FastAPI(title="Remoe main-model function", lifespan=lifespan, openapi_url=None)
@@ -121,7 +127,30 @@ async def _readyz(request: Request) -> Response:
 
 @_router.get("/v1/deployment")
 async def _deployment(request: Request) -> Response:
-    return Response(_encoder.encode(request.app.state.deployment), media_type="application/json")
+    partition: LivePartition = request.app.state.partition
+    return Response(_encoder.encode(partition.deployment), media_type="application/json")
+
+
+@_router.put("/v1/deployment")
+async def _change_deployment(request: Request) -> Response:
+    """Attach and detach experts until the partition is the given one; streams go on."""
+    partition: LivePartition = request.app.state.partition
+    try:
+        wanted = _deployment_decoder.decode(await request.body())
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"not a deployment: {error}") from error
+    try:
+        change = await asyncio.to_thread(partition.change, wanted)
+    except CheckpointError as error:
+        raise InvalidRequestError(error.message) from error
+    request.app.state.engine.deployment_plan_id = wanted.plan_id
+    _log.info(
+        "partition_changed",
+        plan_id=wanted.plan_id,
+        attached=change.attached,
+        detached=change.detached,
+    )
+    return Response(_encoder.encode(change), media_type="application/json")
 
 
 @_router.post("/v1/generate")

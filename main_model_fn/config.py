@@ -18,6 +18,13 @@ class MainSettings(ServiceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in; `auto` is the checkpoint's own."""
 
+    kernel: Literal["auto", "native", "torch"] = "auto"
+    """What computes experts and linear layers: compiled code on the CPU, or torch. `auto` is native
+    where the model is on the CPU and the library was built."""
+
+    threads: int = Field(0, ge=0, le=1024)
+    """Threads of the native kernel; 0 is one for each processor this process may use."""
+
     kv_tokens: int = Field(16_384, ge=512, le=4_194_304)
     """Tokens the key-value cache holds, over all concurrent requests."""
 

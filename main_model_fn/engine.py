@@ -49,7 +49,7 @@ class Engine:
     ) -> None:
         self._meter = meter
         self._limits = limits
-        self._deployment_plan_id = deployment_plan_id
+        self.deployment_plan_id = deployment_plan_id
         self._vocab_size = int(model.config.vocab_size)
         self._open = 0
         fit_latent_cache(model)
@@ -161,7 +161,7 @@ class Engine:
             total_s=time.monotonic() - arrived_at,
             prompt_tokens=len(request.prompt_tokens),
             output_tokens=output_tokens,
-            deployment_plan_id=self._deployment_plan_id,
+            deployment_plan_id=self.deployment_plan_id,
             ledger=meter.ledger,
             prefill_counts=meter.prefill_counts.tolist(),
             decode_counts=meter.decode_counts.tolist(),

@@ -7,7 +7,6 @@ the gate-weighted sum over them (papers.md A.6, the mitigation of its payload co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -15,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from main_model_fn.metering import StepMeter
+from main_model_fn.routes import Route
 from main_model_fn.transport import ExpertTransport, PendingReply
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import MAX_BODY_BYTES, ExpertCall, RowDtype
 
-__all__ = ["FanOut", "Route", "SentCall"]
+__all__ = ["FanOut", "SentCall"]
 
 _log = structlog.get_logger()
 _ROW_DTYPE: dict[torch.dtype, RowDtype] = {
@@ -27,13 +27,6 @@ _ROW_DTYPE: dict[torch.dtype, RowDtype] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-
-
-class Route(NamedTuple):
-    """The routes to one expert: `slots` says which of a token's top-k choices it was."""
-
-    tokens: NDArray[np.intp]
-    slots: NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)

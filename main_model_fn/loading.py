@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
@@ -17,17 +18,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from main_model_fn.experts_modules import checked_experts
-from main_model_fn.metering import StepMeter
-from main_model_fn.split import (
-    EXPERTS_IMPLEMENTATION,
+from main_model_fn.fan_out import FanOut
+from main_model_fn.live_partition import check_partition
+from main_model_fn.local_experts import (
     ExpertWeights,
-    LayerExperts,
-    split_experts_forward,
+    LocalExperts,
+    NativeExperts,
+    TorchExperts,
 )
+from main_model_fn.metering import StepMeter
+from main_model_fn.native_linear import use_native_linear
+from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
 from remoe.experts import ExpertId, Partition
+from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.native_library import NativePool
+from remoe.mapped import MappedTensor
 
 __all__ = ["WeightReader", "load_split_model"]
 
@@ -42,21 +50,27 @@ class WeightReader:
         paths = {checkpoint.path_of(name) for name in checkpoint.names}
         self._files = {path: safe_open(path, framework="pt") for path in paths}
 
-    def tensor(self, name: str, index: int | None = None) -> torch.Tensor:
-        """A tensor as stored, or one expert's part of a stacked one."""
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as stored."""
         file = self._files[self._checkpoint.path_of(name)]
-        if index is None:
-            whole: torch.Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-            return whole
-        part: torch.Tensor = file.get_slice(name)[index]  # type: ignore[no-untyped-call]
-        return part
+        whole: torch.Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
+        return whole
+
+    def expert_part(self, name: str, index: int | None = None) -> torch.Tensor:
+        """A copy of an expert's tensor, or of its part of a stacked one; the file's pages go."""
+        mapped = self._checkpoint.tensor(name)
+        if index is not None:
+            mapped = MappedTensor(mapped.values[index], mapped.dtype)
+        copy = torch.from_numpy(np.array(mapped.values))
+        mapped.release()
+        return copy.view(torch.bfloat16) if mapped.dtype == "BF16" else copy
 
     def expert(self, expert: ExpertId) -> ExpertWeights:
         """One expert as transformers lays it out when it loads: gate and up in one matrix."""
         layout = self._checkpoint.family.layout
         index = expert.index if layout.stacked else None
         parts = {
-            template: self.tensor(name, index).to(self._device, self._dtype)
+            template: self.expert_part(name, index).to(self._device, self._dtype)
             for template, name in zip(
                 layout.templates, self._checkpoint.family.expert_names(expert), strict=True
             )
@@ -97,46 +111,50 @@ def load_split_model(
     transport: ExpertTransport,
     function_memory_gb: Mapping[int, float],
     meter: StepMeter,
+    pool: NativePool | None = None,
 ) -> PreTrainedModel:
     """The model in `model_dir` with the experts of `partition.remote` behind `transport`.
 
+    With a `pool`, which needs the CPU as device, experts and linear layers are computed natively,
+    and resident experts stay in the mapped files; without one torch computes copies of them.
     `dtype` None means the checkpoint's own; `function_memory_gb` is by layer, for those that have
     experts. Raises CheckpointError if the partition is not this model's, tensors are missing, or
     the experts are of a kind that is not supported.
     """
     checkpoint = Checkpoint.open(model_dir)
-    if (partition.layers, partition.experts) != (checkpoint.layers, checkpoint.experts):
-        raise CheckpointError(
-            f"the partition is for {partition.layers} layers of {partition.experts} experts, "
-            f"the model has {checkpoint.layers} of {checkpoint.experts}; plan again"
-        )
-    dense = [layer for layer in range(checkpoint.layers) if layer not in checkpoint.moe_layers]
-    if any(partition.remote[layer] for layer in dense):
-        raise CheckpointError(f"the partition has remote experts in a dense layer of {dense}")
+    check_partition(partition, checkpoint)
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, split_experts_forward)
     config = AutoConfig.from_pretrained(model_dir)
     dtype = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     reader = WeightReader(checkpoint, dtype, device)
+    kernel = pool and NativeKernel(checkpoint.expert, pool, activation=checkpoint.activation)
     for layer, module in checked_experts(model, checkpoint).items():
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-        resident = {
-            index: reader.expert(ExpertId(layer, index)) for index in partition.local(layer)
-        }
-        module.remoe = LayerExperts(  # type: ignore[assignment]  # not a submodule: no parameters
+        local: LocalExperts = (
+            NativeExperts(layer, kernel, checkpoint.expert)
+            if kernel
+            else TorchExperts(layer, reader.expert)
+        )
+        local.attach(partition.local(layer))
+        fan_out = FanOut(
             layer=layer,
             model_digest=checkpoint.digest,
-            resident=resident,
-            load=reader.expert,
             transport=transport,
             function_memory_gb=function_memory_gb[layer],
             meter=meter,
         )
+        module.remoe = LayerExperts(  # type: ignore[assignment]  # not a submodule: no parameters
+            layer=layer, local=local, fan_out=fan_out, meter=meter
+        )
     _load_non_experts(model, reader, dtype)
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
-    return model.to(device).eval()
+    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    if pool is not None:
+        use_native_linear(model, pool)
+    return model
 
 
 def _load_non_experts(model: PreTrainedModel, reader: WeightReader, dtype: torch.dtype) -> None:

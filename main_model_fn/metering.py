@@ -45,7 +45,7 @@ class StepMeter:
 
     def __init__(self, *, layers: int, experts: int, main_memory_gb: float, on_gpu: bool) -> None:
         self._shape = (layers, experts)
-        self._main_memory_gb = main_memory_gb
+        self.main_memory_gb = main_memory_gb
         self._on_gpu = on_gpu
         self._meters: dict[str, RequestMeter] = {}
         self._step: list[tuple[RequestMeter, Span]] = []
@@ -75,7 +75,7 @@ class StepMeter:
         """Bill the step's seconds of main memory in equal parts to its requests."""
         if not self._step:
             return
-        share_gb_s = (now - self._began_at) * self._main_memory_gb / len(self._step)
+        share_gb_s = (now - self._began_at) * self.main_memory_gb / len(self._step)
         for meter, _ in self._step:
             if self._on_gpu:
                 meter.ledger.main_gpu_gb_s += share_gb_s

@@ -26,6 +26,11 @@ class ExpertTensors:
     up_bias: MappedTensor | None = None
     down_bias: MappedTensor | None = None
 
+    def all(self) -> list[MappedTensor]:
+        """Its matrices, and its biases if it has them."""
+        biases = (self.gate_bias, self.up_bias, self.down_bias)
+        return [self.gate, self.up, self.down, *(bias for bias in biases if bias is not None)]
+
 
 def view_expert(
     layout: Layout, expert: ExpertId, tensor: Callable[[str], MappedTensor]

@@ -6,6 +6,7 @@ copies each tensor and has no bfloat16; see docs/adr/0003-mapped-checkpoints.md.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 from dataclasses import dataclass
@@ -50,6 +51,29 @@ class MappedTensor:
 
     def to_float32(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         return to_float32(self.values, out)
+
+    def prefault(self) -> None:
+        """Have the file's pages in memory, and in this process, before they are needed."""
+        if _advise(self.values, _MADV_POPULATE_READ) != 0:  # Linux before 5.14
+            _advise(self.values, mmap.MADV_WILLNEED)
+
+    def release(self) -> None:
+        """Give the pages back to the system; whoever reads them again finds the same bytes."""
+        _advise(self.values, mmap.MADV_DONTNEED)
+
+
+_MADV_POPULATE_READ = 22
+
+
+def _advise(values: NDArray[np.generic], advice: int) -> int:
+    """madvise(2) on the whole pages around a view of a read-only file map; its return value."""
+    low, high = np.lib.array_utils.byte_bounds(values)
+    start = low - low % mmap.PAGESIZE
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    result: int = madvise(
+        ctypes.c_void_p(start), ctypes.c_size_t(high - start), ctypes.c_int(advice)
+    )
+    return result
 
 
 class _Entry(msgspec.Struct, frozen=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from remoe.kernel.native.build import build, compiler
+from remoe.kernel.native_library import NativePool
 from tests.tiny_model import build_tiny_checkpoint
 
 
@@ -21,3 +23,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler() is None:
         pytest.skip("no C compiler")
     return build(tmp_path_factory.mktemp("native") / "libremoe_kernel.so")
+
+
+@pytest.fixture(scope="session")
+def pool(library: Path) -> Iterator[NativePool]:
+    """Native threads of the best variant this machine runs."""
+    opened = NativePool(threads=2, library=library)
+    yield opened
+    opened.close()

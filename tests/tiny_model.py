@@ -16,6 +16,7 @@ from remoe.checkpoint import Checkpoint
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import ExpertCall
 from remoe.experts import Partition
+from remoe.kernel.native_library import NativePool
 
 LAYERS, EXPERTS, HIDDEN, VOCABULARY = 3, 4, 32, 96
 
@@ -102,6 +103,7 @@ def split(
     transport: InProcessTransport,
     meter: StepMeter | None = None,
     dtype: torch.dtype = torch.float32,
+    pool: NativePool | None = None,
 ) -> PreTrainedModel:
     return load_split_model(
         model_dir,
@@ -111,4 +113,5 @@ def split(
         transport=transport,
         function_memory_gb=dict.fromkeys(range(LAYERS), 0.5),
         meter=meter or new_meter(),
+        pool=pool,
     )

@@ -54,8 +54,20 @@ class ExpertKernel(Protocol):
         """Experts that have been called."""
         ...
 
-    def weighted_sum(self, experts: Sequence[ExpertId], rows: RoutedRows) -> NDArray[np.float32]:
-        """Each row's gate-weighted sum over its experts, float32 [rows, hidden_size]."""
+    def weighted_sum(
+        self,
+        experts: Sequence[ExpertId],
+        rows: RoutedRows,
+        total: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Each row's gate-weighted sum over its experts, float32 [rows, hidden_size].
+
+        It is added to `total`, C-contiguous, if one is given.
+        """
+        ...
+
+    def forget(self, expert: ExpertId) -> None:
+        """Keep nothing of an expert; it is read again if it is called again."""
         ...
 
 
@@ -72,6 +84,7 @@ def open_kernel(
     With `choice` "native" its absence raises KernelUnavailableError instead.
     """
     from remoe.kernel.native_kernel import NativeKernel
+    from remoe.kernel.native_library import NativePool
     from remoe.kernel.numpy_kernel import NumpyKernel
 
     kernel: ExpertKernel
@@ -80,7 +93,8 @@ def open_kernel(
         if choice == "numpy":
             kernel = NumpyKernel(read, activation=activation)
         else:
-            kernel = NativeKernel(read, activation=activation, threads=threads, library=library)
+            pool = NativePool(threads=threads, library=library)
+            kernel = NativeKernel(read, pool, activation=activation)
     except KernelUnavailableError as error:
         if choice == "native":
             raise

@@ -62,9 +62,15 @@ class NumpyKernel:
     def loaded(self) -> int:
         return len(self._weights)
 
-    def weighted_sum(self, experts: Sequence[ExpertId], rows: RoutedRows) -> NDArray[np.float32]:
+    def weighted_sum(
+        self,
+        experts: Sequence[ExpertId],
+        rows: RoutedRows,
+        total: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
         hidden = to_float32(rows.hidden)  # [rows, hidden]
-        total = np.zeros_like(hidden)
+        if total is None:
+            total = np.zeros_like(hidden)
         for position, expert in enumerate(experts):
             routes = slice(rows.offsets[position], rows.offsets[position + 1])
             index = rows.row_index[routes]  # each row at most once for one expert
@@ -72,6 +78,9 @@ class NumpyKernel:
                 output = expert_forward(hidden[index], self._matrices(expert), self._activation)
                 total[index] += rows.gate[routes, None] * output
         return total
+
+    def forget(self, expert: ExpertId) -> None:
+        self._weights.pop(expert, None)
 
     def _matrices(self, expert: ExpertId) -> ExpertMatrices:
         weights = self._weights.get(expert)

@@ -28,6 +28,7 @@ from remoe.experts import ExpertId, Partition
 from remoe.families import FAMILIES
 from remoe.generation import GenerateEvent
 from remoe.kernel.interface import open_kernel
+from remoe.kernel.native_library import NativePool
 from tests.calls import expert_call
 from tests.main_model_fn.test_engine import ask, collect, generate
 from tests.tiny_families import DENSE_LAYERS, VOCABULARY, build_tiny_family
@@ -57,6 +58,7 @@ def load(
     partition: Partition,
     dtype: torch.dtype = torch.float32,
     meter: StepMeter | None = None,
+    pool: NativePool | None = None,
 ) -> PreTrainedModel:
     return load_split_model(
         checkpoint.model_dir,
@@ -66,6 +68,7 @@ def load(
         transport=InProcessTransport(checkpoint.model_dir),
         function_memory_gb=dict.fromkeys(checkpoint.moe_layers, 0.5),
         meter=meter or new_meter(experts=checkpoint.experts, layers=checkpoint.layers),
+        pool=pool,
     )
 
 
@@ -196,11 +199,12 @@ def test_experts_are_views_of_the_weights_that_transformers_loads(
 
 
 def test_logits_are_equal_for_random_partitions(
-    checkpoint: Checkpoint, unmodified: PreTrainedModel
+    checkpoint: Checkpoint, unmodified: PreTrainedModel, pool: NativePool
 ) -> None:
-    for seed in range(2):
-        model = load(checkpoint, random_partition(checkpoint, seed))
+    for seed, how in enumerate((None, pool)):
+        model = load(checkpoint, random_partition(checkpoint, seed), pool=how)
         assert_same_logits(unmodified, model, tokens_of(1 + seed, 9, seed))
+        assert_same_logits(unmodified, model, tokens_of(1, 1, seed))
 
 
 def test_greedy_tokens_are_equal_with_every_expert_remote(
@@ -216,24 +220,46 @@ def test_greedy_tokens_are_equal_with_every_expert_remote(
 
 
 def test_all_local_in_bfloat16_is_bit_identical(checkpoint: Checkpoint) -> None:
-    """Which includes what must stay float32, such as DeepSeek-V3's routing bias."""
+    """By torch; which includes what must stay float32, such as DeepSeek-V3's routing bias."""
     unmodified = reference(checkpoint.model_dir, torch.bfloat16)
     model = load(checkpoint, partition_of(checkpoint, {}), torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(unmodified(tokens_of(2, 8)).logits, model(tokens_of(2, 8)).logits)
 
 
+def test_natively_in_bfloat16_it_is_as_close_to_float32_as_transformers_is(
+    checkpoint: Checkpoint, unmodified: PreTrainedModel, pool: NativePool
+) -> None:
+    """Experts are summed in float32 and rounded once; transformers rounds after each operation."""
+    tokens = tokens_of(3, 20)
+    theirs = reference(checkpoint.model_dir, torch.bfloat16)
+    ours = load(checkpoint, random_partition(checkpoint, 2), torch.bfloat16, pool=pool)
+    with torch.no_grad():
+        exact = unmodified(tokens).logits
+        errors = [
+            # The median: a token near the border between two experts may go to either.
+            (one(tokens).logits.float() - exact).square().mean(-1).median()
+            for one in (theirs, ours)
+        ]
+    assert errors[1] <= 2 * errors[0]
+
+
 def test_remote_experts_are_never_read(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, int | None]] = []
-    tensor = WeightReader.tensor
+    tensor, expert_part = WeightReader.tensor, WeightReader.expert_part
 
-    def noting(self: WeightReader, name: str, index: int | None = None) -> torch.Tensor:
+    def note_tensor(self: WeightReader, name: str) -> torch.Tensor:
+        read.append((name, None))
+        return tensor(self, name)
+
+    def note_part(self: WeightReader, name: str, index: int | None = None) -> torch.Tensor:
         read.append((name, index))
-        return tensor(self, name, index)
+        return expert_part(self, name, index)
 
-    monkeypatch.setattr(WeightReader, "tensor", noting)
+    monkeypatch.setattr(WeightReader, "tensor", note_tensor)
+    monkeypatch.setattr(WeightReader, "expert_part", note_part)
     partition = random_partition(checkpoint, 3)
     assert 0 < partition.remote_count < checkpoint.expert_count
     load(checkpoint, partition)
@@ -260,13 +286,16 @@ def _mapped_bytes(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "gpt_oss"])
-def test_cold_experts_never_enter_memory(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("natively", [True, False])
+def test_cold_experts_never_enter_memory(
+    model_type: str, natively: bool, tmp_path: Path, pool: NativePool
+) -> None:
     """The operating system's count, for each kind of layout."""
     sizes = {"hidden_size": 512, "intermediate_size": 512, "experts": 8, "layers": 2}
     build_tiny_family(tmp_path, model_type, **sizes)
     checkpoint = Checkpoint.open(tmp_path)
     warm = partition_of(checkpoint, {0: tuple(range(8)), 1: (0, 1, 2, 4, 5, 6, 7)})
-    model = load(checkpoint, warm)
+    model = load(checkpoint, warm, pool=pool if natively else None)
     resident = checkpoint.non_expert_size_bytes + checkpoint.expert_size_bytes
     everything = checkpoint.non_expert_size_bytes + 16 * checkpoint.expert_size_bytes
     # A page that is touched may bring the pages around it.
@@ -312,10 +341,10 @@ def test_the_expert_function_computes_what_the_module_does(
 
 
 def test_the_engine_serves_every_family_that_the_table_says_it_does(
-    checkpoint: Checkpoint, unmodified: PreTrainedModel
+    checkpoint: Checkpoint, unmodified: PreTrainedModel, pool: NativePool
 ) -> None:
     meter = new_meter(experts=checkpoint.experts, layers=checkpoint.layers)
-    model = load(checkpoint, random_partition(checkpoint, 1), meter=meter)
+    model = load(checkpoint, random_partition(checkpoint, 1), meter=meter, pool=pool)
     if checkpoint.family.recurrent:
         with pytest.raises(CheckpointError, match=checkpoint.family.model_type):
             checkpoint.check_served()
@@ -364,6 +393,7 @@ def _shapes(draw: st.DrawFn) -> dict[str, object]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_logits_are_equal_for_any_configuration_partition_and_batch(
     tmp_path_factory: pytest.TempPathFactory,
+    pool: NativePool,
     model_type: str,
     shape: dict[str, object],
     seed: int,
@@ -371,8 +401,10 @@ def test_logits_are_equal_for_any_configuration_partition_and_batch(
 ) -> None:
     folder = build_tiny_family(tmp_path_factory.mktemp("random"), model_type, **shape)  # type: ignore[arg-type]
     checkpoint = Checkpoint.open(folder)
-    model = load(checkpoint, random_partition(checkpoint, seed))
-    assert_same_logits(reference(folder), model, tokens_of(*batch, seed))
+    unmodified = reference(folder)
+    for how in (None, pool):
+        model = load(checkpoint, random_partition(checkpoint, seed), pool=how)
+        assert_same_logits(unmodified, model, tokens_of(*batch, seed))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 /* Which variant runs, on which threads, over which pieces of a call. */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,22 +34,26 @@ struct segment {
 struct kernel;
 typedef void task_function(struct kernel *, size_t task, size_t thread);
 
-/* Threads that wait without spinning, and take tasks from a counter. A result does not depend on
- * who computes it, so neither does it on the number of threads. */
+/* Threads that take tasks from a counter. A result does not depend on who computes it, so neither
+ * does it on the number of threads. A thread without work looks for more `spins` times before it
+ * sleeps: waking it costs as much as a small projection. */
 struct kernel {
     const struct variant *variant;
-    size_t threads;
+    size_t threads, spins;
     pthread_mutex_t call_lock; /* one call at a time */
 
-    pthread_mutex_t lock; /* guards the fields up to `helpers` */
+    pthread_mutex_t lock; /* guards the fields up to `helpers`; who spins may look at the atomic */
     pthread_cond_t work, finished;
     task_function *function;
-    size_t next, total, running;
+    size_t next, total;
+    _Atomic size_t rounds, running; /* calls of run(), and tasks under way */
     int closing;
     pthread_t *helpers; /* [threads - 1] */
 
-    /* The call at hand, and buffers that grow to the largest seen. */
+    /* The call at hand, of one kind or the other, and buffers that grow to the largest seen. */
     const struct call *call;
+    const struct projections *projections;
+    size_t first_row, rows; /* of the projections' rows, those in the buffers */
     struct segment segment[BLOCK_ROWS];
     size_t segments, block_rows;
     float *input;  /* [BLOCK_ROWS, padded hidden] */
@@ -77,15 +82,28 @@ struct helper_argument {
     size_t thread;
 };
 
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 static void *help(void *argument) {
     struct helper_argument given = *(struct helper_argument *)argument;
     struct kernel *kernel = given.kernel;
     free(argument);
     pthread_mutex_lock(&kernel->lock);
     while (!kernel->closing) {
+        size_t seen = kernel->rounds;
         take_tasks(kernel, given.thread);
         if (kernel->running == 0) pthread_cond_signal(&kernel->finished);
-        pthread_cond_wait(&kernel->work, &kernel->lock);
+        pthread_mutex_unlock(&kernel->lock);
+        for (size_t i = 0; i < kernel->spins && kernel->rounds == seen; i++) relax();
+        pthread_mutex_lock(&kernel->lock);
+        while (kernel->rounds == seen && !kernel->closing)
+            pthread_cond_wait(&kernel->work, &kernel->lock);
     }
     pthread_mutex_unlock(&kernel->lock);
     return NULL;
@@ -100,8 +118,14 @@ static void run(struct kernel *kernel, task_function *function, size_t tasks) {
     kernel->function = function;
     kernel->next = 0;
     kernel->total = tasks;
+    kernel->rounds++;
     pthread_cond_broadcast(&kernel->work);
     take_tasks(kernel, 0);
+    if (kernel->running > 0) {
+        pthread_mutex_unlock(&kernel->lock);
+        for (size_t i = 0; i < kernel->spins && kernel->running > 0; i++) relax();
+        pthread_mutex_lock(&kernel->lock);
+    }
     while (kernel->running > 0) pthread_cond_wait(&kernel->finished, &kernel->lock);
     pthread_mutex_unlock(&kernel->lock);
 }
@@ -212,6 +236,28 @@ static void flush(struct kernel *kernel) {
     kernel->block_rows = kernel->segments = 0;
 }
 
+/* Rows `first_row` and on of some columns of one projection: tasks go through one after another. */
+static void projection_task(struct kernel *kernel, size_t task, size_t thread) {
+    const struct projections *all = kernel->projections;
+    const struct projection *to = all->projection;
+    size_t width = all->width, step = kernel->inner_step;
+    while (task >= steps(to->columns, step)) task -= steps((to++)->columns, step);
+    size_t first = task * step, last = smaller(first + step, to->columns), columns = last - first;
+    float *out = kernel->thread + thread * kernel->thread_floats;
+    float *scratch = out + BLOCK_ROWS * step;
+    struct input input = {kernel->input, kernel->input_stride, kernel->rows, kernel->input_parts,
+                          kernel->packed_input};
+
+    kernel->variant->project(out, step, input, to->weights, width, first, last, scratch);
+    size_t item = all->dtype == FLOAT32 ? 4 : 2;
+    for (size_t r = 0; r < kernel->rows; r++) {
+        size_t place = (kernel->first_row + r) * to->columns + first;
+        add_bias(out + r * step, to->bias, first, columns);
+        kernel->variant->narrow((char *)to->output + place * item, all->dtype, out + r * step,
+                                columns);
+    }
+}
+
 /* Make room for `count` items of `needed` bytes or numbers each, `size` bytes a number. */
 static int grow(void *buffer, size_t *held, size_t needed, size_t count, size_t size) {
     void **pointer = buffer;
@@ -222,11 +268,10 @@ static int grow(void *buffer, size_t *held, size_t needed, size_t count, size_t 
     return *pointer ? OK : NO_MEMORY;
 }
 
-static int prepare(struct kernel *kernel, const struct call *call) {
-    size_t hidden = call->hidden, inner = call->inner;
+/* For rows of `hidden` numbers of a type, projected to `inner` numbers and those back again. */
+static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t inner) {
     const struct variant *variant = kernel->variant;
-    kernel->input_parts =
-        call->input.dtype == FLOAT32 ? FLOAT32_PARTS : call->input.dtype == BFLOAT16 ? 1 : 2;
+    kernel->input_parts = dtype == FLOAT32 ? FLOAT32_PARTS : dtype == BFLOAT16 ? 1 : 2;
     kernel->inner_step = smaller(step_for(hidden), padded(inner));
     kernel->hidden_step = smaller(step_for(inner), padded(hidden));
     size_t inner_floats =
@@ -249,7 +294,7 @@ static int prepare(struct kernel *kernel, const struct call *call) {
 
 EXPORT int remoe_forward(struct kernel *kernel, const struct call *call) {
     pthread_mutex_lock(&kernel->call_lock);
-    int status = prepare(kernel, call);
+    int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
     if (status == OK) {
         kernel->call = call;
         kernel->segments = kernel->block_rows = 0;
@@ -266,6 +311,34 @@ EXPORT int remoe_forward(struct kernel *kernel, const struct call *call) {
             }
         }
         flush(kernel);
+    }
+    pthread_mutex_unlock(&kernel->call_lock);
+    return status;
+}
+
+EXPORT int remoe_project(struct kernel *kernel, const struct projections *all) {
+    pthread_mutex_lock(&kernel->call_lock);
+    size_t most = 0, tasks = 0;
+    for (int64_t p = 0; p < all->count; p++)
+        if ((size_t)all->projection[p].columns > most) most = all->projection[p].columns;
+    int status = prepare(kernel, all->input.dtype, all->width, smaller(most, step_for(all->width)));
+    if (status == OK) {
+        struct input input = {kernel->input, kernel->input_stride, 0, kernel->input_parts,
+                              kernel->packed_input};
+        kernel->projections = all;
+        for (int64_t p = 0; p < all->count; p++)
+            tasks += steps(all->projection[p].columns, kernel->inner_step);
+        for (size_t first = 0; first < (size_t)all->rows; first += BLOCK_ROWS) {
+            kernel->first_row = first;
+            kernel->rows = input.rows = smaller(all->rows - first, BLOCK_ROWS);
+            for (size_t r = 0; r < kernel->rows; r++) {
+                float *to = kernel->input + r * kernel->input_stride;
+                kernel->variant->widen(to, all->input, (first + r) * all->width, all->width);
+                memset(to + all->width, 0, (kernel->input_stride - all->width) * sizeof *to);
+            }
+            kernel->variant->pack(input, all->width, 0, padded(all->width));
+            run(kernel, projection_task, tasks);
+        }
     }
     pthread_mutex_unlock(&kernel->call_lock);
     return status;
@@ -301,9 +374,9 @@ EXPORT void remoe_close(struct kernel *kernel) {
     free(kernel);
 }
 
-/* A kernel that computes on the caller and `threads - 1` more; the best variant if `name` is
- * NULL. NULL when the machine has no such variant or no room for a thread. */
-EXPORT struct kernel *remoe_open(int64_t threads, const char *name) {
+/* A kernel that computes on the caller and `threads - 1` more, which look for work `spins` times
+ * before they sleep; the best variant if `name` is NULL. NULL when the machine has no such variant or no room for a thread. */
+EXPORT struct kernel *remoe_open(int64_t threads, int64_t spins, const char *name) {
     const struct variant *variant = NULL;
     for (size_t i = 0; !variant && variants[i]; i++)
         if (variants[i]->supported() && (!name || !strcmp(name, variants[i]->name)))
@@ -312,6 +385,7 @@ EXPORT struct kernel *remoe_open(int64_t threads, const char *name) {
     if (!kernel) return NULL;
     kernel->variant = variant;
     kernel->threads = 1;
+    kernel->spins = spins;
     pthread_mutex_init(&kernel->call_lock, NULL);
     pthread_mutex_init(&kernel->lock, NULL);
     pthread_cond_init(&kernel->work, NULL);

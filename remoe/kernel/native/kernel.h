@@ -1,4 +1,4 @@
-/* Gated experts on weights as they lie in a mapped file. Interface of the library, and the seam
+/* Gated experts, and plain projections, on weights as they lie in a mapped file. Interface of the library, and the seam
  * between the part compiled once (kernel.c) and the parts compiled per instruction set (variant.c).
  */
 #ifndef REMOE_KERNEL_H
@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 2
+#define REMOE_KERNEL_ABI 3
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -41,6 +41,22 @@ struct call {
     float *output;                      /* [rows, hidden], added to */
 };
 
+/* output = input weights^T + bias, rounded to `dtype` once: weights are [columns, width], bias is
+ * float32 [columns] or NULL, output [rows, columns]. */
+struct projection {
+    struct matrix weights;
+    const float *bias;
+    int64_t columns;
+    void *output;
+};
+
+/* Projections of the same rows, done together. */
+struct projections {
+    int64_t width, rows, count, dtype;
+    struct matrix input; /* [rows, width] */
+    const struct projection *projection; /* [count] */
+};
+
 /* What one instruction set provides. Inputs of a projection are float32 [rows, stride], padded to
  * a multiple of PADDING with zeros, and may also have to be packed: `group_rows` rows at a time,
  * `group_bytes(width)` for each group (0: not needed). */
@@ -69,6 +85,7 @@ struct variant {
     size_t (*group_bytes)(size_t width);
     void (*pack)(struct input input, size_t width, size_t first, size_t count);
     void (*widen)(float *to, struct matrix from, size_t first, size_t count);
+    void (*narrow)(void *to, int64_t dtype, const float *from, size_t count); /* to the nearest */
     size_t (*scratch_floats)(size_t width);
     /* out[r][j - first] = sum over k of x[r][k] * weights[j][k], for j in first .. last - 1. The
      * order of a sum depends on k alone: not on which rows and columns are computed together. */

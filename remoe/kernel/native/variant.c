@@ -149,6 +149,21 @@ static void widen(float *to, struct matrix from, size_t first, size_t count) {
     }
 }
 
+/* To the nearest, ties to even, as torch and the hardware round. */
+static void narrow(void *to, int64_t dtype, const float *from, size_t count) {
+    if (dtype == FLOAT32) {
+        memcpy(to, from, count * sizeof *from);
+        return;
+    }
+    for (size_t i = 0; i < count; i += LANES) {
+        vec v = {0};
+        size_t here = smaller(count - i, LANES);
+        memcpy(&v, from + i, here * sizeof *from);
+        half_bits h = dtype == BFLOAT16 ? to_bfloat16(v) : to_half(v);
+        memcpy((char *)to + 2 * i, &h, 2 * here);
+    }
+}
+
 static size_t panel_columns(size_t width) {
     size_t fitting = PANEL_FLOATS / padded(width) / TILE_WIDTH * TILE_WIDTH;
     return fitting > TILE_WIDTH ? fitting : TILE_WIDTH;
@@ -311,6 +326,7 @@ const struct variant VARIANT_OBJECT(VARIANT) = {
     .group_bytes = group_bytes,
     .pack = pack,
     .widen = widen,
+    .narrow = narrow,
     .scratch_floats = scratch_floats,
     .project = project,
     .activate = activate,

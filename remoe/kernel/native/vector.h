@@ -65,6 +65,38 @@ static inline vec from_half(half_bits h) {
 #endif
 }
 
+/* The nearest, ties to even; NaN stays NaN. */
+static inline half_bits to_bfloat16(vec v) {
+    bits b = (bits)v;
+    bits rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    bits nan = (bits)(v != v);
+    return __builtin_convertvector((nan & (b >> 16 | 0x40)) | (~nan & rounded), half_bits);
+}
+
+static inline half_bits to_half(vec v) {
+#if defined(__AVX512F__)
+    return (half_bits)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (half_bits)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(NEON)
+    return (half_bits)vcvt_f16_f32((float32x4_t)v);
+#else
+    /* Adding a number whose last bit is what a half keeps of this exponent rounds to that bit; the
+     * result's bits are then the half's, once the exponent is rebased. */
+    bits sign = (bits)v >> 16 & 0x8000, magnitude = (bits)v & 0x7fffffff;
+    bits exponent = magnitude & 0x7f800000;
+    bits least = (bits)(exponent < 0x38800000), base = (least & 0x38800000) | (~least & exponent);
+    vec magic = (vec)(base + (13 << 23));
+    bits rounded = (bits)((vec)magnitude + magic) - (bits)magic; /* in units of the last bit */
+    bits finite = (((base - 0x38800000) >> 13) + rounded);
+    bits big = (bits)(magnitude >= 0x477ff000); /* rounds to infinity */
+    finite = (big & 0x7c00) | (~big & finite);
+    bits special = (bits)(magnitude >= 0x7f800000);
+    bits payload = 0x7c00 | ((bits)(magnitude > 0x7f800000) & (0x200 | (magnitude >> 13 & 0x3ff)));
+    return __builtin_convertvector(sign | (special & payload) | (~special & finite), half_bits);
+#endif
+}
+
 static inline vec load_float(const void *from) {
     vec v;
     memcpy(&v, from, sizeof v);

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from remoe.activation import SILU, Activation, ActivationName
 from remoe.experts import ExpertId
 from remoe.kernel.interface import KernelUnavailableError, RoutedRows, open_kernel
-from remoe.kernel.native_kernel import NativeKernel, native_variants
+from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.native_library import NativePool, native_variants
 from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.mapped import to_float32
 from tests.remoe.kernel.kernel_cases import DTYPES, Case, StoredDtype, random_case, stored
@@ -52,10 +53,8 @@ class _Kernels:
         self.close()
         kernel = NativeKernel(
             case.experts.__getitem__,
-            threads=threads,
-            variant=variant,
+            NativePool(threads=threads, spins=100, variant=variant, library=self._library),
             activation=activation,
-            library=self._library,
         )
         self._open.append(kernel)
         return kernel
@@ -228,7 +227,8 @@ def test_one_kernel_takes_experts_of_any_shape_in_turn(library: Path, variant: s
         for hidden, inner, rows in ((40, 70, 50), (7, 5, 3), (90, 33, 140), (33, 200, 1))
     ]
     tensors = {ExpertId(layer, 0): case.experts[ExpertId(0, 0)] for layer, case in enumerate(cases)}
-    kernel = NativeKernel(tensors.__getitem__, threads=2, variant=variant, library=library)
+    pool = NativePool(threads=2, variant=variant, library=library)
+    kernel = NativeKernel(tensors.__getitem__, pool)
     for layer in (0, 1, 2, 3, 0, 1):
         got = kernel.weighted_sum([ExpertId(layer, 0)], cases[layer].rows)
         assert_close(got, cases[layer].expected())
@@ -251,12 +251,10 @@ def test_the_choice_falls_back_to_numpy_only_when_allowed(library: Path, tmp_pat
 def test_a_library_of_another_kind_is_refused() -> None:
     other = ctypes.util.find_library("m")
     assert other is not None
-    case = random_case(np.random.default_rng(0), hidden=8, inner=8, rows=2)
     with pytest.raises(KernelUnavailableError, match="remoe_kernel_abi"):
-        NativeKernel(case.experts.__getitem__, library=Path(other))
+        NativePool(library=Path(other))
 
 
 def test_an_unknown_variant_is_refused(library: Path) -> None:
-    case = random_case(np.random.default_rng(0), hidden=8, inner=8, rows=2)
     with pytest.raises(KernelUnavailableError, match="variant mmx"):
-        NativeKernel(case.experts.__getitem__, variant="mmx", library=library)
+        NativePool(variant="mmx", library=library)

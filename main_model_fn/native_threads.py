@@ -1,0 +1,47 @@
+"""The native kernel of a main function: whether it serves, and on how many threads."""
+
+from __future__ import annotations
+
+import os
+
+import structlog
+import torch
+
+from main_model_fn.config import MainSettings
+from remoe.errors import SettingsError
+from remoe.kernel.interface import KernelUnavailableError
+from remoe.kernel.native_library import NativePool
+
+__all__ = ["open_pool"]
+
+_log = structlog.get_logger()
+# About 50 us: the kernel is called every 100 to 300 us while a token is decoded, and waking a
+# thread costs what a small projection does. A thread that waits for a remote expert soon sleeps.
+_SPINS = 2000
+
+
+def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None:
+    """Threads for the settings' kernel, or None where torch computes.
+
+    Raises SettingsError if the native kernel is asked for and cannot be had.
+    """
+    if settings.kernel == "torch" or (settings.kernel == "auto" and device.type != "cpu"):
+        return None
+    if device.type != "cpu":
+        raise SettingsError(
+            "REMOE_MAIN_KERNEL is native, but the model is on the GPU; unset it, or hide the GPU "
+            "with CUDA_VISIBLE_DEVICES="
+        )
+    try:
+        return NativePool(threads=settings.threads or _available_threads(), spins=_SPINS)
+    except KernelUnavailableError as error:
+        if settings.kernel == "native":
+            raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error
+        _log.warning("native_kernel_unavailable", error=str(error), consequence="torch computes")
+        return None
+
+
+def _available_threads() -> int:
+    """What the runtime allows (OMP_NUM_THREADS is how it says so), or this process's processors."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return int(allowed) if allowed.isdecimal() else len(os.sched_getaffinity(0))

@@ -1,0 +1,79 @@
+"""Which tokens of a batch go to which expert of a layer, and with what weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from remoe.kernel.interface import RoutedRows
+
+__all__ = ["Batch", "Route", "routes_by_expert"]
+
+
+class Route(NamedTuple):
+    """The routes to one expert: `slots` says which of a token's top-k choices it was."""
+
+    tokens: NDArray[np.intp]
+    slots: NDArray[np.intp]
+
+
+_FIRST_TOKEN = np.zeros(1, np.intp)
+
+
+def routes_by_expert(index: NDArray[np.int64]) -> dict[int, Route]:
+    """The routes of `index` [tokens, top_k], by expert in ascending order."""
+    if len(index) == 1:  # decoding alone: the same, without a sort
+        slots = np.arange(index.size)
+        chosen = zip(index[0].tolist(), slots, strict=True)
+        return {expert: Route(_FIRST_TOKEN, slots[s : s + 1]) for expert, s in sorted(chosen)}
+    order = np.argsort(index, axis=None, kind="stable")
+    experts, starts = np.unique(index.ravel()[order], return_index=True)
+    tokens, slots = np.divmod(order, index.shape[1])
+    ends = [*starts[1:].tolist(), len(order)]
+    return {
+        expert: Route(tokens[start:end], slots[start:end])
+        for expert, start, end in zip(experts.tolist(), starts.tolist(), ends, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k]."""
+
+    hidden: torch.Tensor
+    gates: torch.Tensor
+
+    @cached_property
+    def gate_weights(self) -> NDArray[np.float32]:
+        """The gates as float32 [tokens, top_k]."""
+        weights: NDArray[np.float32] = self.gates.float().cpu().numpy()
+        return weights
+
+    @cached_property
+    def stored_rows(self) -> NDArray[np.generic]:
+        """The hidden states as the kernel takes them: uint16 is bfloat16."""
+        rows = self.hidden.cpu().contiguous()
+        stored: NDArray[np.generic] = (
+            rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows
+        ).numpy()
+        return stored
+
+    def routed(self, routes: Mapping[int, Route]) -> RoutedRows:
+        """These routes, for the kernel; experts in the order of `routes`."""
+        tokens = np.concatenate([route.tokens for route in routes.values()])
+        slots = np.concatenate([route.slots for route in routes.values()])
+        offsets = [0]
+        for route in routes.values():
+            offsets.append(offsets[-1] + len(route.tokens))
+        return RoutedRows(
+            hidden=self.stored_rows,
+            offsets=offsets,
+            row_index=tokens.astype(np.int32),
+            gate=self.gate_weights[tokens, slots],
+        )

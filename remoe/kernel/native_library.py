@@ -1,0 +1,117 @@
+"""The compiled library (native/kernel.c): opening it, its structures, and a pool of its threads."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from remoe.kernel.interface import KernelUnavailableError
+from remoe.kernel.native import LIBRARY
+
+__all__ = ["DTYPES", "Matrix", "NativePool", "Projection", "Projections", "native_variants"]
+
+# As in native/kernel.h.
+_ABI = 3
+DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
+"""The library's number of a stored type; uint16 is bfloat16."""
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (("values", ctypes.c_void_p), ("dtype", ctypes.c_int64))
+
+
+class Projection(ctypes.Structure):
+    _fields_ = (
+        ("weights", Matrix),
+        ("bias", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class Projections(ctypes.Structure):
+    _fields_ = (
+        ("width", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
+        ("input", Matrix),
+        ("projection", ctypes.c_void_p),
+    )
+
+
+class NativePool:
+    """A variant of the arithmetic, `threads` to run it on, and their buffers. Safe from any thread.
+
+    A thread without work looks for more about `spins` times (tens of nanoseconds each) before it
+    sleeps. Calls from several threads wait for each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        spins: int = 0,
+        variant: str | None = None,
+        library: Path | None = None,
+    ) -> None:
+        self._library = _open_library(library or LIBRARY)
+        self._handle = self._library.remoe_open(threads, spins, variant and variant.encode())
+        if not self._handle:
+            raise KernelUnavailableError(
+                f"this machine cannot run variant {variant} on {threads} threads"
+            )
+        variant = variant or native_variants(library or LIBRARY)[0]
+        self.description = f"native {variant}, {threads} thread{'s' * (threads > 1)}"
+
+    def forward(self, call: ctypes.Structure) -> None:
+        """Compute routed experts: a `struct call` of native/kernel.h."""
+        self._checked(self._library.remoe_forward(self._handle, ctypes.byref(call)))
+
+    def project(self, projections: Projections) -> None:
+        """Compute projections of the same rows into their outputs."""
+        self._checked(self._library.remoe_project(self._handle, ctypes.byref(projections)))
+
+    def close(self) -> None:
+        """End its threads; it must not be used again."""
+        if self._handle:
+            self._library.remoe_close(self._handle)
+            self._handle = None
+
+    @staticmethod
+    def _checked(status: int) -> None:
+        if status != 0:
+            raise MemoryError("no memory for the kernel's buffers")
+
+
+def native_variants(library: Path = LIBRARY) -> list[str]:
+    """What this machine can run, the fastest first."""
+    opened, names = _open_library(library), list[str]()
+    while name := opened.remoe_variant(len(names)):
+        names.append(name.decode())
+    return names
+
+
+@cache
+def _open_library(path: Path) -> ctypes.CDLL:
+    again = "run `python -m remoe.kernel.native.build`, which needs a C compiler"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.remoe_kernel_abi.restype = ctypes.c_int64
+        found = library.remoe_kernel_abi()
+    except (OSError, AttributeError) as error:
+        raise KernelUnavailableError(f"no native kernel ({error}): {again}") from error
+    if found != _ABI:
+        raise KernelUnavailableError(f"{path} was built from other sources: {again}")
+    library.remoe_open.restype = ctypes.c_void_p
+    library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
+    library.remoe_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_project.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_close.argtypes = [ctypes.c_void_p]
+    library.remoe_close.restype = None
+    library.remoe_variant.argtypes = [ctypes.c_int64]
+    library.remoe_variant.restype = ctypes.c_char_p
+    return library
