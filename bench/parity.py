@@ -24,11 +24,12 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from knative.local.run_dir import RunDir, remoe_home
+from knative.local.run_dir import RunDir
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
+from remoe.home import remoe_home
 from remoe.plan import Deployment
 from remoe.topology import Topology
 

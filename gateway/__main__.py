@@ -7,7 +7,7 @@ import sys
 from gateway.app import create_app
 from gateway.config import GatewaySettings
 from remoe.errors import RemoeError
-from remoe.lifecycle import serve_asgi
+from remoe.lifecycle import loopback_only, serve_asgi
 from remoe.logs import configure_logging
 
 
@@ -16,10 +16,11 @@ def main() -> None:
     settings = GatewaySettings.read_or_exit()
     configure_logging("gateway", settings.log_level)
     try:
-        app = create_app(settings, settings.load_topology())
+        app = create_app(settings, settings.load_topology(), public=not loopback_only())
     except RemoeError as error:
         sys.exit(error.message)
-    serve_asgi(app, log_level=settings.log_level)
+    tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    serve_asgi(app, log_level=settings.log_level, tls=tls)
 
 
 if __name__ == "__main__":

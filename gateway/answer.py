@@ -15,6 +15,7 @@ from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ReplyFormat, WholeChoice, format_for
 from gateway.generation import Generation, Services
+from gateway.receipt import Receipt
 from gateway.replies import FinishReason, Usage
 from remoe.errors import ErrorEnvelope, RemoeError
 
@@ -67,6 +68,7 @@ class Answer(Response):
     async def _answer(self, send: Send) -> None:
         reply = format_for(self._job)
         trace = self._trace
+        trace.reply_id, trace.model = reply.id, self._job.model
         trace.streamed = self._job.stream
         trace.prompt_tokens = self._job.prompt_tokens
         generation = Generation(
@@ -79,10 +81,15 @@ class Answer(Response):
                 else:
                     await self._whole(generation, reply, send)
             finally:
-                trace.completion_tokens = generation.completion_tokens
-                trace.receipt = generation.receipt()
+                self._close(generation)
         if generation.finished():
             generation.report()
+
+    def _close(self, generation: Generation) -> Receipt:
+        """Put the receipt where the ledger takes it from; before the answer's last part."""
+        self._trace.completion_tokens = generation.completion_tokens
+        self._trace.receipt = generation.receipt()
+        return self._trace.receipt
 
     def _usage(self, generation: Generation) -> Usage:
         prompt, completion = self._job.prompt_tokens, generation.completion_tokens
@@ -99,7 +106,9 @@ class Answer(Response):
         choices = [
             WholeChoice("".join(parts), finishes[index]) for index, parts in enumerate(texts)
         ]
-        body = _encoder.encode(reply.whole(choices, self._usage(generation), generation.receipt()))
+        body = _encoder.encode(
+            reply.whole(choices, self._usage(generation), self._close(generation))
+        )
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -125,12 +134,12 @@ class Answer(Response):
                     for number, delta in enumerate(deltas, start=1)
                     for chunk in reply.chunks(
                         delta,
-                        generation.receipt() if last and number == len(deltas) else None,
+                        self._close(generation) if last and number == len(deltas) else None,
                     )
                 ]
                 await stream.data(chunks)
             if self._job.include_usage:
-                usage = reply.usage_chunk(self._usage(generation), generation.receipt())
+                usage = reply.usage_chunk(self._usage(generation), self._close(generation))
                 await stream.data([usage])
             await stream.end(_DONE)
         except RemoeError as error:

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import httpx
 import msgspec
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Lifespan
 
 import remoe
+from gateway.access import Access, check_model_allowed
+from gateway.accounting import Accounting
 from gateway.admission import Admission, Job
 from gateway.answer import Answer
 from gateway.background import Background
+from gateway.books import Books
 from gateway.config import GatewaySettings
 from gateway.errors import on_http_exception, on_remoe_error
 from gateway.generation import Services
+from gateway.key_ring import Caller
 from gateway.main_client import MainClient
 from gateway.middleware import RequestTracing
 from gateway.observers import Metrics, log_request
@@ -29,31 +34,60 @@ from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
 from gateway.replies import Model, ModelList
 from gateway.requests import ChatRequest, CompletionRequest
+from gateway.residency import ResidentMeter
+from gateway.runtime_watch import RuntimeWatch
 from gateway.text import TextModel
 from gateway.validation import parse_body, read_body
-from remoe.errors import RemoeError
-from remoe.prices import DEFAULT_PRICES
+from remoe.accounts.database import open_database
+from remoe.errors import RemoeError, SettingsError
+from remoe.prices import PriceBook
 from remoe.topology import Topology
 
 __all__ = ["create_app"]
 
 # Functions behind us keep idle connections longer (75 s), so we close first.
 _LIMITS = httpx.Limits(max_connections=2048, max_keepalive_connections=128, keepalive_expiry=30)
+_EXPOSED_HEADERS = [
+    "retry-after",
+    "x-request-id",
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+]
 
 
 class _State(TypedDict):
     services: Services
 
 
-def create_app(settings: GatewaySettings, topology: Topology) -> FastAPI:
-    """Build the gateway; raises CheckpointError if the model's text files cannot be read."""
+def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = False) -> FastAPI:
+    """Build the gateway; `public` says that more than loopback can reach it.
+
+    Raises CheckpointError if the model's text files cannot be read, and SettingsError if the
+    ledger or the price book cannot be used, or a public address would be open to everybody.
+    """
     text = TextModel.load(Path(topology.model_dir))
     admission = Admission(topology.model, text, settings)
     metrics = Metrics()
+    keys_required = settings.auth == "required" or (settings.auth == "auto" and public)
+    if keys_required and settings.ledger is None:
+        raise SettingsError(
+            "this address can be reached from other machines, and there are no keys: set "
+            "REMOE_GATEWAY_LEDGER to a ledger that has some (`remoe key create`), or "
+            "REMOE_GATEWAY_AUTH=off to let everybody in"
+        )
+    shared = _Shared.of(settings, topology)
+    if keys_required and public and not shared.books.has_keys():
+        raise SettingsError(
+            "this address can be reached from other machines, and the ledger has no key yet: make "
+            "one with `remoe key create NAME`, or set REMOE_GATEWAY_AUTH=off to let everybody in"
+        )
     app = FastAPI(
         title="Remoe",
         version=remoe.__version__,
-        lifespan=_lifespan(settings, topology, text),
+        lifespan=_lifespan(settings, topology, text, shared),
         docs_url=None,
         redoc_url=None,
         exception_handlers={RemoeError: on_remoe_error, HTTPException: on_http_exception},
@@ -62,6 +96,17 @@ def create_app(settings: GatewaySettings, topology: Topology) -> FastAPI:
     )
     # FastAPI's documented way to replace the document.
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    # The last one added is the first to see a request.
+    app.add_middleware(Accounting, books=shared.books)
+    app.add_middleware(Access, books=shared.books, required=keys_required)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
     app.add_middleware(RequestTracing, observers=(log_request, metrics.observe))
     _add_generation(app, admission, settings)
     _add_models(app, admission, topology.model, text)
@@ -69,13 +114,43 @@ def create_app(settings: GatewaySettings, topology: Topology) -> FastAPI:
     return app
 
 
-def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) -> Lifespan[FastAPI]:
+class _Shared(NamedTuple):
+    """What both the routes and the work behind them use."""
+
+    prices: PriceBook
+    resident: ResidentMeter
+    watch: RuntimeWatch
+    books: Books
+
+    @classmethod
+    def of(cls, settings: GatewaySettings, topology: Topology) -> _Shared:
+        """Open the ledger too; raises SettingsError."""
+        prices = settings.load_prices()
+        resident = ResidentMeter(topology)
+        books = Books(
+            open_database(settings.ledger) if settings.ledger else None,
+            model=topology.model,
+            prices=prices,
+            resident=resident,
+            on_failure=settings.ledger_failure,
+            patience_s=settings.ledger_patience_s,
+        )
+        return cls(prices, resident, RuntimeWatch(settings.runtime_control, resident), books)
+
+
+def _lifespan(
+    settings: GatewaySettings, topology: Topology, text: TextModel, shared: _Shared
+) -> Lifespan[FastAPI]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         background = Background()
+        shared.watch.start()
         # Time is limited where it is known what for; a cold start may well take minutes.
         timeout = httpx.Timeout(None, connect=10.0)
-        async with httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http:
+        async with (
+            shared.books.opened(),
+            httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http,
+        ):
             yield {
                 "services": Services(
                     text=text,
@@ -94,10 +169,12 @@ def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) ->
                         cold_start_timeout_s=settings.cold_start_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
                     ),
-                    prices=DEFAULT_PRICES,
+                    prices=shared.prices,
+                    resident=shared.resident,
                 )
             }
             await background.close()
+            await shared.watch.close()
 
     return lifespan
 
@@ -116,6 +193,7 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
         return _answer(request, job)
 
     def _answer(request: Request, job: Job) -> Answer:
+        check_model_allowed(request.state.caller, job.model)
         return Answer(
             job,
             request.state.services,
@@ -128,12 +206,15 @@ def _add_models(app: FastAPI, admission: Admission, name: str, text: TextModel) 
     model = Model(id=name, created=text.created, max_model_len=text.context_length)
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        return _json(ModelList(data=[model]))
+    async def models(request: Request) -> Response:
+        caller: Caller | None = request.state.caller
+        allowed = caller is None or caller.key.may_use(name)
+        return _json(ModelList(data=[model] if allowed else []))
 
     @app.get("/v1/models/{model_id:path}")  # noqa: FAST003  # as a parameter it could fail with 422
     async def one_model(request: Request) -> Response:
         admission.check_model(request.path_params["model_id"])
+        check_model_allowed(request.state.caller, name)
         return _json(model)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from remoe.accounts.writer import OnFailure
 from remoe.settings import ServiceSettings
 
 __all__ = ["GatewaySettings"]
@@ -29,3 +33,27 @@ class GatewaySettings(ServiceSettings):
     stall_timeout_s: float = Field(120.0, gt=0)
     # A streaming client hears something at least this often, from the first such period on.
     heartbeat_s: float = Field(1.0, gt=0)
+
+    # A database URL (sqlite:////path or postgresql://...); without one nothing is written down,
+    # and there are no keys.
+    ledger: str | None = None
+    # While the ledger cannot be written: "refuse" requests, or "serve" and keep rows in memory.
+    ledger_failure: OnFailure = "refuse"
+    # How long a finished answer waits for the ledger before it is given up.
+    ledger_patience_s: float = Field(5.0, gt=0, le=60)
+    # Who needs a key: everybody, nobody, or ("auto") whoever comes over more than loopback.
+    auth: Literal["auto", "required", "off"] = "auto"
+    # Origins whose pages may call this server ("*" for all), comma-separated.
+    cors_origins: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    # The local supervisor's control socket, from which live replicas are known.
+    runtime_control: Path | None = Field(None, validation_alias="REMOE_RUNTIME_CONTROL")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TLS needs both REMOE_GATEWAY_TLS_CERT and REMOE_GATEWAY_TLS_KEY")
+        if self.auth == "required" and self.ledger is None:
+            raise ValueError("keys are kept in the ledger: set REMOE_GATEWAY_LEDGER too")
+        return self

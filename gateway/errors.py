@@ -47,8 +47,10 @@ def error_response(error: RemoeError) -> Response:
         seconds = error.retry_after_s if error.retry_after_s is not None else 5
         headers["retry-after"] = str(max(1, round(seconds)))
         headers["retry-after-ms"] = str(round(seconds * 1e3))
-    elif error.status >= 500:
+    elif error.status >= 500 or error.status == 429:
         headers["x-should-retry"] = "false"
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     if error.status == 413:
         # The rest of the body is not read, so the connection cannot be used again.
         headers["connection"] = "close"

@@ -19,6 +19,9 @@ class Trace:
 
     request_id: str
     received_at: float
+    key_id: str | None = None
+    reply_id: str | None = None
+    model: str | None = None
     route: str = "other"
     status: int = 0
     streamed: bool = False

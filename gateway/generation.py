@@ -17,6 +17,7 @@ from gateway.main_client import MainClient
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
 from gateway.receipt import Receipt, build_receipt
+from gateway.residency import ResidentMeter
 from gateway.text import TextModel
 from remoe.generation import GenerateRequest
 from remoe.plan import Observation, Plan, PlanRequest
@@ -49,6 +50,7 @@ class Services:
     prewarmer: Prewarmer
     main: MainClient
     prices: PriceBook
+    resident: ResidentMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._queue: asyncio.Queue[ChoiceDelta | _Failure] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
         self._driver: asyncio.Task[None] | None = None
+        self._stay = services.resident.enter()
+        self._receipt: Receipt | None = None
 
     async def __aenter__(self) -> Self:
         self._driver = asyncio.create_task(self._drive())
@@ -81,6 +85,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._stay.leave()
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
@@ -117,15 +122,24 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         return deltas
 
     def receipt(self) -> Receipt:
-        """What was used up to now."""
-        return build_receipt(
+        """What was used up to now; the same from the first call after the end on."""
+        if self._receipt is not None:
+            return self._receipt
+        if self.finished():
+            self._stay.leave()
+        receipt = build_receipt(
             received_at=self._received_at,
             asked_at=self._asked_at,
+            now=time.perf_counter(),
             plans=self.plans,
             samples=self.job.samples,
             records=[choice.record for choice in self._choices],
             prices=self._services.prices,
+            resident=self._stay.share(),
         )
+        if self.finished():
+            self._receipt = receipt
+        return receipt
 
     def report(self) -> None:
         """Tell the planner what each planned choice really did."""

@@ -8,12 +8,23 @@ from typing import Literal
 
 import msgspec
 
+from gateway.hits import count_hits, predicted_hit_rate
+from gateway.residency import ResidentShare
 from remoe.generation import GenerationStats
 from remoe.ledger import Ledger
+from remoe.money import Charge, Usage, gb_s, kb_s, price, usd
 from remoe.plan import Plan
 from remoe.prices import PriceBook
 
-__all__ = ["ChoiceRecord", "ColdStart", "CostSplit", "Predicted", "Receipt", "build_receipt"]
+__all__ = [
+    "ChoiceRecord",
+    "ColdStart",
+    "CostSplit",
+    "Predicted",
+    "Receipt",
+    "Resident",
+    "build_receipt",
+]
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +48,21 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     ttft_ms: float | None
     tpot_ms: float | None
     cost_usd: float | None
+    hit_rate: float | None
+
+
+class Resident(msgspec.Struct, frozen=True, kw_only=True):
+    """The request's share of all memory that was held while it was here, by `residency`.
+
+    `starting_gb_s` is the part of replicas that were not ready yet: cold starts.
+    """
+
+    gb_s: float
+    main_gb_s: float
+    experts_gb_s: float
+    services_gb_s: float
+    starting_gb_s: float
+    cost_usd: float | None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +76,14 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     queue_ms: longest wait of a choice for its turn inside the main function.
     gateway_ms: time before the main function was asked: checks, chat template, tokens, plan.
     cold_start_ms: both parts of `cold_start` together.
-    main_gb_s, remote_gb_s: memory held times seconds busy, in the main and the expert functions.
-    cost_usd: null when the main function did not report what was used.
+    total_ms: from the request's arrival to this receipt.
+    hit_rate: share of routes that went to experts resident in the main function, by the plan's
+        partition; null without a plan.
+    main_gb_s, remote_gb_s: memory held times seconds busy, in the main and the expert functions;
+        the first split in main_gpu_gb_s and main_cpu_gb_s. Exact to a millionth of a GB·s.
+    cost_usd: exact to a nano-dollar; null when the main function did not report what was used,
+        or used a GPU that the price book has no price for.
+    resident: the resident ledger; null when no runtime tells which replicas are alive.
     """
 
     plan_id: str | None
@@ -61,16 +93,21 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tpot_ms: float | None
     queue_ms: float | None
     gateway_ms: float
+    total_ms: float
     cold_start_ms: float
     cold_start: ColdStart
     remote_calls: int
     remote_bytes: int
     remote_retries: int
     local_fallbacks: int
+    hit_rate: float | None
     main_gb_s: float | None
+    main_gpu_gb_s: float | None
+    main_cpu_gb_s: float | None
     remote_gb_s: float | None
     cost_usd: float | None
     cost: CostSplit | None
+    resident: Resident | None
     price_book: str
     predicted: Predicted
 
@@ -96,16 +133,19 @@ def build_receipt(
     *,
     received_at: float,
     asked_at: float,
+    now: float,
     plans: Sequence[Plan | None],
     samples: int,
     records: Sequence[ChoiceRecord],
     prices: PriceBook,
+    resident: ResidentShare | None = None,
 ) -> Receipt:
     """Add the choices up. `asked_at` is when the main function was first asked."""
     stats = [record.stats for record in records if record.stats is not None]
     complete = len(stats) == len(records)
     ledger = _sum([stat.ledger for stat in stats])
-    cost = ledger.cost(prices)
+    usage = Usage.of(ledger)
+    charge = Charge.of(usage, prices) if complete else None
     main_cold_s = max((record.cold_start_s for record in records), default=0.0)
     firsts = [record.first_token_at for record in records if record.first_token_at is not None]
     known = [plan for plan in plans if plan is not None]
@@ -117,22 +157,21 @@ def build_receipt(
         tpot_ms=_mean_tpot_ms(records),
         queue_ms=_ms(max(stat.queue_s for stat in stats)) if stats else None,
         gateway_ms=_ms(asked_at - received_at),
+        total_ms=_ms(now - received_at),
         cold_start_ms=_ms(main_cold_s + ledger.remote_cold_start_s),
         cold_start=ColdStart(main_ms=_ms(main_cold_s), experts_ms=_ms(ledger.remote_cold_start_s)),
         remote_calls=ledger.remote_calls,
         remote_bytes=ledger.remote_bytes,
         remote_retries=ledger.remote_retries,
         local_fallbacks=ledger.local_fallbacks,
-        main_gb_s=ledger.main_gpu_gb_s + ledger.main_cpu_gb_s if complete else None,
-        remote_gb_s=ledger.remote_gb_s if complete else None,
-        cost_usd=cost.total_usd if complete else None,
-        cost=CostSplit(
-            main_gpu_usd=cost.main_gpu_usd,
-            main_cpu_usd=cost.main_cpu_usd,
-            remote_usd=cost.remote_usd,
-        )
-        if complete
-        else None,
+        hit_rate=_hit_rate(plans, samples, records),
+        main_gb_s=gb_s(usage.main_gpu_kb_s + usage.main_cpu_kb_s) if complete else None,
+        main_gpu_gb_s=gb_s(usage.main_gpu_kb_s) if complete else None,
+        main_cpu_gb_s=gb_s(usage.main_cpu_kb_s) if complete else None,
+        remote_gb_s=gb_s(usage.remote_kb_s) if complete else None,
+        cost_usd=None if charge is None else usd(charge.total_nano_usd),
+        cost=None if charge is None else _split(charge),
+        resident=None if resident is None else _resident(resident, usage, prices),
         price_book=prices.name,
         predicted=_predicted(known, len(plans), samples),
     )
@@ -147,7 +186,54 @@ def _predicted(known: list[Plan], prompts: int, samples: int) -> Predicted:
         ttft_ms=_ms(max(ttfts)) if ttfts else None,
         tpot_ms=_ms(max(tpots)) if tpots else None,
         cost_usd=sum(costs) * samples if costs and len(costs) == prompts else None,
+        hit_rate=_mean([predicted_hit_rate(plan) for plan in known]),
     )
+
+
+def _split(charge: Charge) -> CostSplit:
+    return CostSplit(
+        main_gpu_usd=usd(charge.main_gpu_nano_usd),
+        main_cpu_usd=usd(charge.main_cpu_nano_usd),
+        remote_usd=usd(charge.remote_nano_usd),
+    )
+
+
+def _resident(share: ResidentShare, usage: Usage, prices: PriceBook) -> Resident:
+    """The main function's memory is the GPU's where its work was; all else is on CPUs."""
+    main, experts = kb_s(share.main_gb_s), kb_s(share.experts_gb_s)
+    services = kb_s(share.services_gb_s)
+    gpu = prices.gpu_usd_per_gb_s
+    main_price = gpu if usage.main_gpu_kb_s else prices.cpu_usd_per_gb_s
+    cost = None
+    if main_price is not None:
+        cost = price(main, main_price) + price(experts + services, prices.cpu_usd_per_gb_s)
+    return Resident(
+        gb_s=gb_s(main + experts + services),
+        main_gb_s=gb_s(main),
+        experts_gb_s=gb_s(experts),
+        services_gb_s=gb_s(services),
+        starting_gb_s=gb_s(kb_s(share.starting_gb_s)),
+        cost_usd=None if cost is None else usd(cost),
+    )
+
+
+def _hit_rate(
+    plans: Sequence[Plan | None], samples: int, records: Sequence[ChoiceRecord]
+) -> float | None:
+    """Over all choices that had a plan and reported their routes."""
+    hits = total = 0
+    for index, record in enumerate(records):
+        plan = plans[index // samples] if plans else None
+        if plan is not None and record.stats is not None:
+            part, whole = count_hits(plan, record.stats)
+            hits += part
+            total += whole
+    return round(hits / total, 6) if total else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 6) if known else None
 
 
 def _mean_tpot_ms(records: Sequence[ChoiceRecord]) -> float | None:

@@ -5,10 +5,14 @@ RemoeError
 │   ├── UnsupportedParameterError
 │   └── ContextLengthError
 ├── AuthenticationError          401
+├── PermissionDeniedError        403
 ├── NotFoundError                404
 │   └── ModelNotFoundError
 ├── RequestTooLargeError         413
 ├── QueueFullError               429  retry later
+├── RateLimitError               429  retry when the minute allows it
+│   └── TokenRateLimitError
+├── QuotaError                   429  not today
 ├── InternalError                500
 ├── UnavailableError             503  asleep, loading, draining
 │   └── ExpertUnavailableError
@@ -32,10 +36,14 @@ __all__ = [
     "InvalidRequestError",
     "ModelNotFoundError",
     "NotFoundError",
+    "PermissionDeniedError",
     "QueueFullError",
+    "QuotaError",
+    "RateLimitError",
     "RemoeError",
     "RequestTooLargeError",
     "SettingsError",
+    "TokenRateLimitError",
     "UnavailableError",
     "UnsupportedParameterError",
 ]
@@ -101,6 +109,12 @@ class AuthenticationError(RemoeError):
     code = "invalid_api_key"
 
 
+class PermissionDeniedError(RemoeError):
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+
+
 class NotFoundError(RemoeError):
     status = 404
     type = "invalid_request_error"
@@ -122,6 +136,25 @@ class QueueFullError(RemoeError):
     type = "rate_limit_error"
     code = "queue_full"
     retryable = True
+
+
+class RateLimitError(RemoeError):
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class TokenRateLimitError(RateLimitError):
+    type = "tokens"
+
+
+class QuotaError(RemoeError):
+    """Not retryable: the budget comes back at midnight, longer than any client waits."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class InternalError(RemoeError):

@@ -40,8 +40,9 @@ class Ledger(msgspec.Struct, kw_only=True):
     local_fallbacks: int = 0
 
     def cost(self, prices: PriceBook) -> Cost:
+        """Price it; what ran on a GPU counts nothing where the book has no price for GPUs."""
         return Cost(
-            main_gpu_usd=self.main_gpu_gb_s * prices.gpu_usd_per_gb_s,
+            main_gpu_usd=self.main_gpu_gb_s * (prices.gpu_usd_per_gb_s or 0.0),
             main_cpu_usd=self.main_cpu_gb_s * prices.cpu_usd_per_gb_s,
             remote_usd=self.remote_gb_s * prices.cpu_usd_per_gb_s,
         )

@@ -24,6 +24,7 @@ from remoe.notify import InFlight, Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -36,6 +37,7 @@ __all__ = [
     "InFlight",
     "Notifier",
     "bind",
+    "loopback_only",
     "serve_asgi",
     "watch_lifeline",
 ]
@@ -77,6 +79,18 @@ def bind() -> socket.socket:
         listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener
+
+
+def loopback_only() -> bool:
+    """Whether the socket that `bind` will take can be reached from this machine alone."""
+    import ipaddress
+
+    if os.environ.get("LISTEN_FDS") is None:
+        return False  # $PORT is bound on all addresses
+    with socket.socket(fileno=os.dup(_FIRST_INHERITED_FD)) as listener:
+        if listener.family == socket.AF_UNIX:
+            return True
+        return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def watch_lifeline() -> None:
@@ -145,8 +159,10 @@ class _Metered:
                 self._in_flight.leave()
 
 
-def serve_asgi(app: App, *, log_level: str) -> None:
+def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None) -> None:
     """Serve an ASGI app until SIGTERM or SIGINT, then finish what is in flight and return.
+
+    `tls` is a certificate (with its chain) and its private key, in PEM; plain HTTP without.
 
     READY is sent when the app's lifespan start-up has completed and connections are accepted.
     """
@@ -196,6 +212,8 @@ def serve_asgi(app: App, *, log_level: str) -> None:
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
     try:
         Server(config).run(sockets=[listener])

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from remoe.errors import SettingsError
+from remoe.prices import DEFAULT_PRICE_BOOK, PriceBook, load_prices
 from remoe.topology import Topology
 
 __all__ = ["ServiceSettings"]
@@ -29,6 +30,8 @@ class ServiceSettings(BaseSettings):
         "info", validation_alias="REMOE_LOG_LEVEL"
     )
 
+    prices: str = Field(DEFAULT_PRICE_BOOK, validation_alias="REMOE_PRICES")
+
     @classmethod
     def read(cls) -> Self:
         """Read the environment; raises SettingsError naming each bad variable."""
@@ -39,7 +42,7 @@ class ServiceSettings(BaseSettings):
             problems = [
                 f"{name if name.startswith('REMOE_') else prefix + name.upper()}: {issue['msg']}"
                 for issue in error.errors()
-                for name in [str(issue["loc"][0])]
+                for name in [str(issue["loc"][0]) if issue["loc"] else "REMOE_*"]
             ]
             raise SettingsError("bad settings:\n  " + "\n  ".join(problems)) from error
 
@@ -54,6 +57,10 @@ class ServiceSettings(BaseSettings):
             sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
             sys.exit(0)
         return settings
+
+    def load_prices(self) -> PriceBook:
+        """The price book of that name or path; raises SettingsError."""
+        return load_prices(self.prices)
 
     def load_topology(self) -> Topology:
         return Topology.load(self.topology)

@@ -1,4 +1,8 @@
-"""The supervisor's control socket: one request a connection, a word and a newline; JSON back."""
+"""The supervisor's control socket: one request a connection, a word and a newline; JSON back.
+
+`status` is answered once; `watch` with a line now and whenever something changes; `stop` by the
+end of the connection, when everything has stopped.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +14,50 @@ from pathlib import Path
 
 import msgspec
 
-from knative.local.status import RuntimeStatus
 from remoe.errors import UnavailableError
+from remoe.runtime_status import RuntimeStatus
 
 __all__ = ["ControlServer", "ask_status", "ask_stop"]
 
 _STATUS = b"status\n"
 _STOP = b"stop\n"
+_WATCH = b"watch\n"
+# A watcher that reads nothing is dropped rather than waited for.
+_MOST_UNREAD_BYTES = 1 << 20
 _TIMEOUT_S = 5.0
 
 
 class ControlServer:
-    """Answers `status`, and takes `stop`: the socket closes when everything has stopped."""
+    """Answers until `close`; `publish` tells the watchers."""
 
     def __init__(self, *, status: Callable[[], RuntimeStatus], stop: Callable[[], None]) -> None:
         self._status = status
         self._stop = stop
         self._server: asyncio.Server | None = None
         self._stopping: list[asyncio.StreamWriter] = []
+        self._watchers: set[asyncio.StreamWriter] = set()
 
     async def start(self, path: Path) -> None:
         self._server = await asyncio.start_unix_server(self._answer, path)
 
     async def close(self) -> None:
-        for writer in self._stopping:
+        for writer in (*self._stopping, *self._watchers):
             writer.close()
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+
+    def publish(self) -> None:
+        """Send the status to all watchers."""
+        if not self._watchers:
+            return
+        line = msgspec.json.encode(self._status()) + b"\n"
+        for writer in tuple(self._watchers):
+            if writer.is_closing() or writer.transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+                writer.transport.abort()
+                self._watchers.discard(writer)
+            else:
+                writer.write(line)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError, ValueError):
@@ -47,8 +67,14 @@ class ControlServer:
                 self._stopping.append(writer)
                 self._stop()
                 return
-            writer.write(msgspec.json.encode(self._status()))
-            await writer.drain()
+            if line == _WATCH:
+                self._watchers.add(writer)
+                self.publish()
+                await reader.read()  # nothing comes: this is its end
+                self._watchers.discard(writer)
+            else:
+                writer.write(msgspec.json.encode(self._status()))
+                await writer.drain()
         writer.close()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from knative.local.backoff import Backoff
 from knative.local.counters import Counters
 from knative.local.replica import Replica
-from knative.local.status import FunctionState, FunctionStatus, ReplicaState
 from knative.spec import FunctionSpec
+from remoe.runtime_status import FunctionState, FunctionStatus, ReplicaState
 
 __all__ = ["describe_function"]
 

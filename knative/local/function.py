@@ -17,14 +17,13 @@ from knative.autoscaler import Autoscaler
 from knative.local.backoff import Backoff
 from knative.local.counters import Counters
 from knative.local.describe import describe_function
-from knative.local.events import Event, EventKind
 from knative.local.launcher import Launcher
 from knative.local.options import RuntimeOptions
 from knative.local.process import describe_exit
 from knative.local.refusal import Refusal
 from knative.local.replica import Replica, StartReason
-from knative.local.status import FunctionStatus
 from knative.spec import FunctionSpec
+from remoe.runtime_status import Event, EventKind, FunctionStatus
 
 __all__ = ["Function"]
 
@@ -44,6 +43,7 @@ class Function:
         launcher: Launcher,
         options: RuntimeOptions,
         on_event: Callable[[Event], None],
+        on_change: Callable[[], None],
     ) -> None:
         policy = spec.policy()
         if options.window_s is not None:
@@ -57,6 +57,7 @@ class Function:
         self._launcher = launcher
         self._options = options
         self._on_event = on_event
+        self._on_change = on_change
         self._progress_deadline_s = options.progress_deadline_s or policy.progress_deadline_s
         self._autoscaler = Autoscaler(
             policy,
@@ -220,6 +221,7 @@ class Function:
         )
         replica = Replica(name, reason, process, pipe)
         self.replicas.append(replica)
+        self._on_change()
         if reason == "restart":
             self.counters.restarts += 1
             self._say("restart", replica, f"{name} starts in place of the one that failed")
@@ -235,6 +237,7 @@ class Function:
             replica.told_to_go = True
             replica.state = "draining"
             replica.process.terminate()
+            self._on_change()
         self._loop.call_later(grace_s, replica.process.kill)
 
     def _state_changed(self, replica: Replica) -> None:
@@ -249,11 +252,13 @@ class Function:
                 text = f"cold start of {self.spec.name} took {duration_ms:.0f} ms"
             self._say(kind, replica, text)
         self._changed.set()
+        self._on_change()
         self._reconcile("scale_out")
 
     def _exited(self, replica: Replica, code: int) -> None:
         replica.pipe.finish()
         self.replicas.remove(replica)
+        self._on_change()
         if not (replica.told_to_go or (replica.state == "draining" and code == 0)):
             self._failed(replica, code)
         self._changed.set()

@@ -11,8 +11,8 @@ import psutil
 
 from knative.local.function_log import LogPipe
 from knative.local.process import Process
-from knative.local.status import ReplicaState, ReplicaStatus
 from remoe.notify import BUSY_S, IN_FLIGHT, REQUESTS
+from remoe.runtime_status import ReplicaState, ReplicaStatus
 
 __all__ = ["Replica", "StartReason"]
 

@@ -13,16 +13,10 @@ from pathlib import Path
 
 from remoe.errors import SettingsError
 
-__all__ = ["RunDir", "remoe_home"]
+__all__ = ["RunDir"]
 
 # sun_path's 108 bytes, less the final zero.
 _LONGEST_SOCKET_PATH = 107
-
-
-def remoe_home() -> Path:
-    """Where models and the run directory live."""
-    home = os.environ.get("REMOE_HOME")
-    return Path(home).expanduser().resolve() if home else Path.home() / ".cache" / "remoe"
 
 
 class RunDir:

@@ -14,15 +14,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from knative.local.control import ControlServer
-from knative.local.events import Event
 from knative.local.function import Function
 from knative.local.inbox import Inbox
 from knative.local.launcher import Launcher, inherited_environment
 from knative.local.listening import listen
 from knative.local.options import RuntimeOptions
 from knative.local.run_dir import RunDir
-from knative.local.status import RuntimeStatus
 from knative.spec import FunctionSpec
+from remoe.runtime_status import Event, RuntimeStatus
 from remoe.topology import Topology
 
 __all__ = ["Runnable", "Supervisor"]
@@ -72,6 +71,8 @@ class Supervisor:
         self._started_at = time.monotonic()
         self._cleanup = contextlib.AsyncExitStack()
         self._failure: BaseException | None = None
+        self._control = ControlServer(status=self.status, stop=self.stopping.set)
+        self._change_noted = False
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as cleanup:
@@ -118,8 +119,7 @@ class Supervisor:
 
     async def _start(self, cleanup: contextlib.AsyncExitStack) -> None:
         # Closed last of all: that is what `remoe down` waits for.
-        control = ControlServer(status=self.status, stop=self.stopping.set)
-        cleanup.push_async_callback(control.close)
+        cleanup.push_async_callback(self._control.close)
         after_a_kill = self._run_dir.acquire()
         cleanup.callback(self._run_dir.release, keep_logs=self._keep_logs)
         lifeline_read, lifeline_write = os.pipe()
@@ -145,6 +145,7 @@ class Supervisor:
                 **inherited_environment(),
                 "NOTIFY_SOCKET": inbox.address,
                 "REMOE_TOPOLOGY": str(self._run_dir.topology),
+                "REMOE_RUNTIME_CONTROL": str(self._run_dir.control),
             }
             for spec in self._deployment.functions:
                 self.functions[spec.name] = Function(
@@ -159,12 +160,13 @@ class Supervisor:
                     ),
                     options=self._options,
                     on_event=self._take_event,
+                    on_change=self._note_change,
                 )
             unused.pop_all()
         cleanup.push_async_callback(self._stop_functions)
         for function in self.functions.values():
             function.start()
-        await control.start(self._run_dir.control)
+        await self._control.start(self._run_dir.control)
         for period_s, act in (
             (self._options.sample_s, Function.sample),
             (self._options.tick_s, Function.tick),
@@ -177,6 +179,7 @@ class Supervisor:
                 await asyncio.sleep(period_s)
                 for function in self.functions.values():
                     act(function)
+                self._control.publish()
 
         task = asyncio.get_running_loop().create_task(run())
         task.add_done_callback(self._ticker_ended)
@@ -199,6 +202,16 @@ class Supervisor:
         for function in self.functions.values():
             if function.take_report(pid, fields):
                 return
+
+    def _note_change(self) -> None:
+        """Tell watchers once of all that changes in one turn of the loop."""
+        if not self._change_noted:
+            self._change_noted = True
+            asyncio.get_running_loop().call_soon(self._publish_change)
+
+    def _publish_change(self) -> None:
+        self._change_noted = False
+        self._control.publish()
 
     def _take_event(self, event: Event) -> None:
         self._events.append(event)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from remoe.cli.bill import bill
 from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
+from remoe.cli.key import key_app
 from remoe.cli.logs import logs
 from remoe.cli.model import model_app
 from remoe.cli.profile import profile_app
@@ -32,6 +34,8 @@ app.command()(up)
 app.command()(status)
 app.command()(logs)
 app.command()(down)
+app.command()(bill)
+app.add_typer(key_app, name="key")
 app.add_typer(model_app, name="model")
 app.add_typer(profile_app, name="profile")
 

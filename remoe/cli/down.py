@@ -16,7 +16,8 @@ def down(
 ) -> None:
     """Stop the running platform: drain what is in flight, then leave nothing behind."""
     from knative.local.control import ask_stop
-    from knative.local.run_dir import RunDir, remoe_home
+    from knative.local.run_dir import RunDir
+    from remoe.home import remoe_home
 
     ask_stop(RunDir(remoe_home()).control, timeout_s=timeout)
     typer.echo("Remoe has stopped.")

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from knative.deployment import Deployment
-from knative.local.events import Event
 from knative.local.run_dir import RunDir
 from knative.local.supervisor import Supervisor
 from knative.spec import FunctionSpec
+from remoe.runtime_status import Event
 
 __all__ = ["run_foreground"]
 

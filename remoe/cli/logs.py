@@ -30,7 +30,8 @@ def logs(
 
     Example: [bold]remoe logs main -f[/bold]
     """
-    from knative.local.run_dir import RunDir, remoe_home
+    from knative.local.run_dir import RunDir
+    from remoe.home import remoe_home
 
     run_dir = RunDir(remoe_home())
     if run_dir.running_pid() is None:

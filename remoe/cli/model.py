@@ -23,7 +23,7 @@ CacheDir = Annotated[
 
 def model_cache(cache_dir: Path | None) -> Path:
     """The folder that models are built in."""
-    from knative.local.run_dir import remoe_home
+    from remoe.home import remoe_home
 
     return cache_dir or remoe_home() / "models"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from knative.local.status import FunctionStatus, RuntimeStatus
+    from remoe.runtime_status import FunctionStatus, RuntimeStatus
 
 __all__ = ["status", "status_table"]
 
@@ -42,8 +42,9 @@ def status(
     Ctrl-C leaves. Without a terminal it prints once.
     """
     from knative.local.control import ask_status
-    from knative.local.run_dir import RunDir, remoe_home
+    from knative.local.run_dir import RunDir
     from remoe.errors import UnavailableError
+    from remoe.home import remoe_home
 
     control = RunDir(remoe_home()).control
     current = ask_status(control)

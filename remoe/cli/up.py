@@ -74,8 +74,9 @@ def up(
 
     from knative.deployment import DeploymentOptions, default_deployment
     from knative.local.listening import check_port
-    from knative.local.run_dir import RunDir, remoe_home
+    from knative.local.run_dir import RunDir
     from remoe.cli.foreground import run_foreground
+    from remoe.home import remoe_home
 
     run_dir = RunDir(remoe_home())
     running = run_dir.running_pid()

@@ -21,12 +21,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from knative.local.run_dir import RunDir
-from knative.local.status import FunctionStatus, ReplicaStatus, RuntimeStatus
 from remoe import __version__
 from remoe.cli import app
 from remoe.cli.logs import matching_logs
 from remoe.cli.status import status_table
 from remoe.errors import SettingsError
+from remoe.runtime_status import FunctionStatus, ReplicaStatus, RuntimeStatus
 from tests.knative.toy import get, supervise, toy_spec
 
 Remoe = Callable[..., Result]

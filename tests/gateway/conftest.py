@@ -117,7 +117,7 @@ def main_url(topology: Topology) -> str:
     return topology.main_url
 
 
-def _settings(topology: Topology, folder: Path, **values: float) -> GatewaySettings:
+def _settings(topology: Topology, folder: Path, **values: object) -> GatewaySettings:
     path = folder / "topology.json"
     topology.save(path)
     return GatewaySettings.model_validate({"topology": path, **values})
@@ -144,7 +144,7 @@ def serve_gateway(topology: Topology, tmp_path: Path) -> Iterator[Callable[..., 
     with ExitStack() as exits:
 
         def start(
-            *, main_url: str | None = None, planner_url: str | None = None, **values: float
+            *, main_url: str | None = None, planner_url: str | None = None, **values: object
         ) -> str:
             changed = msgspec.structs.replace(
                 topology,

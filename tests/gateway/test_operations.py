@@ -154,6 +154,7 @@ def test_the_program_serves_and_drains(tmp_path: Path, topology: Topology) -> No
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "REMOE_TOPOLOGY": str(path), "PORT": str(port)}
+    environment["REMOE_GATEWAY_AUTH"] = "off"
     with subprocess.Popen(
         [sys.executable, "-m", "gateway"], env=environment, stderr=subprocess.PIPE, text=True
     ) as process:

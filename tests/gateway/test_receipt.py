@@ -29,9 +29,13 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
     tokens = len(stack.encode("one two three"))
     receipt = receipt_of(http.post("/v1/chat/completions", json=CHAT))
     main_gb_s = 1.0 + 2.0 * tokens
+    prompt = len(stack.main.requests[0].prompt_tokens)
     gpu, cpu = DEFAULT_PRICES.gpu_usd_per_gb_s, DEFAULT_PRICES.cpu_usd_per_gb_s
+    assert gpu is not None
     cost = {"main_gpu_usd": gpu, "main_cpu_usd": 2 * tokens * cpu, "remote_usd": 0.5 * cpu}
-    measured = {name: receipt.pop(name) for name in ("ttft_ms", "tpot_ms", "gateway_ms")}
+    measured = {
+        name: receipt.pop(name) for name in ("ttft_ms", "tpot_ms", "gateway_ms", "total_ms")
+    }
     assert all(isinstance(value, float) and value > 0 for value in measured.values())
     assert measured["gateway_ms"] < measured["ttft_ms"]  # type: ignore[operator]
     assert receipt == {
@@ -45,12 +49,17 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
         "remote_bytes": 1000,
         "remote_retries": 1,
         "local_fallbacks": 2,
+        # The fake routes the prompt to the local expert and the answer to the remote one.
+        "hit_rate": pytest.approx(prompt / (prompt + tokens), abs=1e-6),
         "main_gb_s": main_gb_s,
+        "main_gpu_gb_s": 1.0,
+        "main_cpu_gb_s": 2.0 * tokens,
         "remote_gb_s": 0.5,
         "cost_usd": pytest.approx(sum(cost.values())),
         "cost": pytest.approx(cost),
+        "resident": None,
         "price_book": DEFAULT_PRICES.name,
-        "predicted": {"ttft_ms": 500.0, "tpot_ms": 62.5, "cost_usd": 0.001},
+        "predicted": {"ttft_ms": 500.0, "tpot_ms": 62.5, "cost_usd": 0.001, "hit_rate": 0.75},
     }
 
 
@@ -61,7 +70,12 @@ def test_choices_are_added_up(stack: Stack, http: httpx.Client) -> None:
     assert receipt["remote_calls"] == 6 * 3
     assert receipt["remote_gb_s"] == 6 * 0.5
     # Two plans, three samples of each.
-    assert receipt["predicted"] == {"ttft_ms": 500.0, "tpot_ms": 62.5, "cost_usd": 0.006}
+    assert receipt["predicted"] == {
+        "ttft_ms": 500.0,
+        "tpot_ms": 62.5,
+        "cost_usd": 0.006,
+        "hit_rate": 0.75,
+    }
     assert len(stack.planner.requests) == 2
     plans = {request.plan_id for request in stack.main.requests}
     assert plans == {"plan-1", "plan-2"}
@@ -99,7 +113,7 @@ def test_a_request_goes_on_without_a_planner(
     url = serve_gateway(plan_timeout_s=0.2, planner_url=planner_url)
     receipt = receipt_of(httpx.post(f"{url}/v1/chat/completions", json=CHAT))
     assert (receipt["plan"], receipt["plan_id"]) == ("degraded", None)
-    assert receipt["predicted"] == {"ttft_ms": None, "tpot_ms": None, "cost_usd": None}
+    assert receipt["predicted"] == dict.fromkeys(["ttft_ms", "tpot_ms", "cost_usd", "hit_rate"])
     assert receipt["cost_usd"]
     assert stack.main.requests[0].plan_id is None
     if stack.planner.answer_gate is not None:
@@ -128,6 +142,7 @@ def test_time_per_token_weighs_every_token_alike() -> None:
     receipt = build_receipt(
         received_at=0.25,
         asked_at=0.3,
+        now=3.0,
         plans=[None],
         samples=3,
         records=[short, long, single],

@@ -12,10 +12,10 @@ import httpx
 
 from knative.local.options import RuntimeOptions
 from knative.local.run_dir import RunDir
-from knative.local.status import FunctionStatus
 from knative.local.supervisor import Supervisor
 from knative.policy import AUTOSCALING
 from knative.spec import FunctionSpec
+from remoe.runtime_status import FunctionStatus
 from remoe.topology import Topology
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,8 @@
-"""What `remoe status` is told, as JSON over the control socket."""
+"""What a runtime says of its functions: the answer to `remoe status`, and what the gateway watches.
+
+The local supervisor sends it as JSON over its control socket, whose path is in
+REMOE_RUNTIME_CONTROL: `status` once, `watch` as a line whenever something changes.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,38 @@ from typing import Literal
 
 import msgspec
 
-from knative.local.events import Event
+__all__ = [
+    "Event",
+    "EventKind",
+    "FunctionState",
+    "FunctionStatus",
+    "ReplicaState",
+    "ReplicaStatus",
+    "RuntimeStatus",
+]
 
-__all__ = ["FunctionState", "FunctionStatus", "ReplicaState", "ReplicaStatus", "RuntimeStatus"]
+EventKind = Literal[
+    "ready",
+    "cold_start",
+    "scaled_out",
+    "scaled_in",
+    "scaled_to_zero",
+    "crash",
+    "restart",
+    "memory_kill",
+    "refusing",
+]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """`at` is Unix time; `text` is one line that stands alone."""
+
+    at: float
+    kind: EventKind
+    function: str
+    replica: str | None
+    text: str
+
 
 ReplicaState = Literal["starting", "ready", "draining"]
 FunctionState = Literal["zero", "starting", "ready", "draining", "backing off"]

@@ -1,0 +1,189 @@
+"""Group commit: requests that end while a commit is under way share the next one.
+
+One thread owns the connection. `record` returns when the row is on the disk, so whoever waits for
+it before the last byte loses nothing that a client has been told (docs/adr/0009-group-commit.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import structlog
+from sqlalchemy import Engine, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from remoe.accounts.entries import Entry, KeepAlive, write_entries
+from remoe.accounts.schema import SCHEMA
+from remoe.errors import UnavailableError
+
+__all__ = ["LedgerUnavailableError", "LedgerWriter", "OnFailure"]
+
+_log = structlog.get_logger()
+OnFailure = Literal["refuse", "serve"]
+_MOST_IN_ONE_COMMIT = 1000
+# Changes nothing, and still has to be written to the disk.
+_PROBE = update(SCHEMA).values(version=SCHEMA.c.version)
+
+
+class LedgerUnavailableError(UnavailableError):
+    """The request was not written down, so its answer is not given and nothing is billed."""
+
+    code = "ledger_unavailable"
+
+
+class _Row(NamedTuple):
+    entry: Entry | KeepAlive
+    written: asyncio.Future[None]
+
+
+class LedgerWriter:
+    """Writes rows from one event loop.
+
+    `on_failure` decides what happens while nothing can be written (a full disk, a lost server):
+    "refuse" gives up the request after `patience_s` and forgets its row; "serve" lets the request
+    go and keeps its row in memory, up to `most_kept` rows, until it can be written.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_failure: OnFailure = "refuse",
+        patience_s: float = 5.0,
+        most_kept: int = 100_000,
+        retry_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._on_failure = on_failure
+        self._patience_s = patience_s
+        self._most_kept = most_kept
+        self._retry_s = retry_s
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[_Row] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._failing_since: float | None = None
+        self.lost = 0
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Rows not written yet."""
+        return len(self._waiting)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last commit failed."""
+        return self._failing_since is not None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether new requests should not be begun, for they could not be written down."""
+        return self.failing and self._on_failure == "refuse"
+
+    async def record(self, entry: Entry | KeepAlive) -> None:
+        """Return when the row is safe, or raises LedgerUnavailableError if it will not be."""
+        row = _Row(entry, self._loop.create_future())
+        with self._changed:
+            if self._closing:
+                raise LedgerUnavailableError("The server is stopping. Send the request again.")
+            if self.pending >= self._most_kept:
+                self.lost += 1
+                _log.error("ledger_row_lost", id=entry.id, kept=self.pending)
+                return
+            self._waiting.append(row)
+            self._changed.notify()
+        if self._on_failure == "serve" and self.failing:
+            return
+        try:
+            await asyncio.wait_for(asyncio.shield(row.written), self._patience_s)
+        except TimeoutError:
+            if self._on_failure == "serve":
+                return
+            if self._forget(row):
+                raise LedgerUnavailableError(
+                    "The request could not be written to the ledger, so it was given up and "
+                    "costs nothing. Try again later.",
+                    retry_after_s=30,
+                ) from None
+            await row.written  # its commit is under way and will say
+
+    async def close(self) -> None:
+        """Write what waits, as far as that works now, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+        self._engine.dispose()
+
+    def _forget(self, row: _Row) -> bool:
+        """Take a row back; False if it is just being written."""
+        with self._changed:
+            before = len(self._waiting)
+            self._waiting = [kept for kept in self._waiting if kept is not row]
+            return len(self._waiting) < before
+
+    def _run(self) -> None:
+        while (rows := self._take()) is not None:
+            try:
+                with self._engine.begin() as connection:
+                    if rows:
+                        write_entries(connection, [row.entry for row in rows])
+                    else:
+                        connection.execute(_PROBE)
+            except SQLAlchemyError as error:
+                self._failed(rows, error)
+            else:
+                self._worked()
+                self._tell(rows)
+
+    def _take(self) -> list[_Row] | None:
+        """The next rows to write; none of them to see whether writing works again; None to end."""
+        with self._changed:
+            if self.failing:
+                self._changed.wait_for(lambda: self._closing, timeout=self._retry_s)
+            else:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+            if self._closing and not self._waiting:
+                return None
+            rows, self._waiting = (
+                self._waiting[:_MOST_IN_ONE_COMMIT],
+                self._waiting[_MOST_IN_ONE_COMMIT:],
+            )
+        return rows
+
+    def _failed(self, rows: list[_Row], error: SQLAlchemyError) -> None:
+        """Keep the rows for another time, or lose them if there will be none."""
+        reason = str(getattr(error, "orig", None) or error)[:300]
+        if self._failing_since is None:
+            self._failing_since = self._clock()
+            _log.error("ledger_failing", reason=reason, on_failure=self._on_failure)
+        with self._changed:
+            self._waiting = [*rows, *self._waiting]
+            if self._closing:
+                self.lost += len(self._waiting)
+                self._waiting = []
+                _log.error("ledger_rows_lost", rows=self.lost, reason=reason)
+
+    def _worked(self) -> None:
+        if self._failing_since is not None:
+            after_s = round(self._clock() - self._failing_since, 1)
+            _log.warning("ledger_works_again", after_s=after_s)
+            self._failing_since = None
+
+    def _tell(self, rows: Sequence[_Row]) -> None:
+        def tell() -> None:
+            for row in rows:
+                if not row.written.done():
+                    row.written.set_result(None)
+
+        # One wake-up of the loop for the whole group. It may have ended meanwhile.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(tell)
