@@ -6,7 +6,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -42,6 +42,10 @@ class DeploymentOptions:
     remote_ratio: float = 0.5
     dtype: str = "auto"
     log_level: str = "info"
+    host: str = "127.0.0.1"
+    # The gateway's settings, by variable; `prices` is the gateway's and the planner's.
+    gateway_env: Mapping[str, str] = field(default_factory=dict)
+    prices: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,11 @@ class Deployment:
     # First and last layer of each expert function, in the order of `experts`.
     layer_ranges: tuple[tuple[int, int], ...]
     port: int
+    host: str = "127.0.0.1"
+
+    @property
+    def scheme(self) -> str:
+        return "https" if "REMOE_GATEWAY_TLS_CERT" in self.gateway.env else "http"
 
     @property
     def functions(self) -> tuple[FunctionSpec, ...]:
@@ -96,6 +105,8 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
         (layers[0], layers[-1]) for layers in _in_groups(checkpoint.moe_layers, per_function)
     )
     common = {"REMOE_LOG_LEVEL": options.log_level}
+    if options.prices is not None:
+        common["REMOE_PRICES"] = options.prices
     deployment = Deployment(
         model=model,
         model_dir=options.model_dir,
@@ -103,7 +114,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
             name="gateway",
             module="gateway",
             holds="OpenAI API",
-            env=common,
+            env={**common, **options.gateway_env},
             timeout_s=600,
             memory_mib=_RUNTIME_MIB["gateway"],
             annotations=_always_on(),
@@ -121,6 +132,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
         experts=tuple(_experts(options, checkpoint, model, span, common) for span in ranges),
         layer_ranges=ranges,
         port=options.port,
+        host=options.host,
     )
     for spec in deployment.functions:
         spec.policy()  # every annotation is checked before anything starts

@@ -75,5 +75,5 @@ def price(kilobyte_seconds: int, usd_per_gb_s: float) -> int:
 
 
 def usd(nano_usd: int) -> float:
-    """Dollars for people and JSON; the shortest form of the number has at most nine decimals."""
+    """Dollars for people and JSON; back to whole nano-dollars without loss below a million."""
     return nano_usd / _NANO

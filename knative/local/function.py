@@ -18,6 +18,7 @@ from knative.local.backoff import Backoff
 from knative.local.counters import Counters
 from knative.local.describe import describe_function
 from knative.local.launcher import Launcher
+from knative.local.listening import address_of
 from knative.local.options import RuntimeOptions
 from knative.local.process import describe_exit
 from knative.local.refusal import Refusal
@@ -49,7 +50,7 @@ class Function:
         if options.window_s is not None:
             policy = replace(policy, window_s=options.window_s)
         self.spec = spec
-        self.url = "http://{}:{}".format(*listener.getsockname())
+        self.url = address_of(listener)
         self.counters = Counters()
         self.desired = 0
         self.replicas: list[Replica] = []

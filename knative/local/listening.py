@@ -10,39 +10,49 @@ import time
 
 from remoe.errors import SettingsError
 
-__all__ = ["check_port", "listen"]
+__all__ = ["LOOPBACK", "address_of", "check_port", "listen"]
 
 _BACKLOG = 2048
 _POLL_S = 0.1
 
 
-def check_port(port: int) -> None:
+LOOPBACK = "127.0.0.1"
+
+
+def check_port(port: int, host: str = LOOPBACK) -> None:
     """Raise SettingsError if the port cannot be had now."""
-    _listen(port).close()
+    _listen(host, port).close()
 
 
-async def listen(port: int, *, patience_s: float) -> socket.socket:
-    """Listen on 127.0.0.1, port 0 for any; a taken port is tried again for `patience_s`."""
+async def listen(port: int, *, patience_s: float, host: str = LOOPBACK) -> socket.socket:
+    """Listen on an IP address, port 0 for any; a taken port is tried again for `patience_s`."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return _listen(port)
+            return _listen(host, port)
         except SettingsError:
             if time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(_POLL_S)
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def address_of(listener: socket.socket) -> str:
+    """Its URL."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         reason = os.strerror(error.errno or errno.EINVAL).lower()
         raise SettingsError(
-            f"cannot listen on port {port}: {reason}. Choose another with --port."
+            f"cannot listen on {host} port {port}: {reason}. Choose another with --port or --host."
         ) from error
     return listener

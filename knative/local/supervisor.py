@@ -17,7 +17,7 @@ from knative.local.control import ControlServer
 from knative.local.function import Function
 from knative.local.inbox import Inbox
 from knative.local.launcher import Launcher, inherited_environment
-from knative.local.listening import listen
+from knative.local.listening import LOOPBACK, address_of, listen
 from knative.local.options import RuntimeOptions
 from knative.local.run_dir import RunDir
 from knative.spec import FunctionSpec
@@ -38,6 +38,10 @@ class Runnable(Protocol):
     def model(self) -> str: ...
     @property
     def port(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def scheme(self) -> str: ...
     @property
     def gateway(self) -> FunctionSpec: ...
     @property
@@ -90,7 +94,11 @@ class Supervisor:
 
     @property
     def url(self) -> str:
-        return self.functions[self._deployment.gateway.name].url
+        """The gateway's address, as clients on this machine may write it."""
+        url = self.functions[self._deployment.gateway.name].url
+        for everywhere, here in (("//0.0.0.0:", "//127.0.0.1:"), ("//[::]:", "//[::1]:")):
+            url = url.replace(everywhere, here)
+        return url.replace("http://", f"{self._deployment.scheme}://")
 
     async def wait_ready(self, name: str) -> bool:
         """Wait until a replica of a function is ready; False once it cannot start."""
@@ -131,15 +139,14 @@ class Supervisor:
         listeners: dict[str, socket.socket] = {}
         with contextlib.ExitStack() as unused:
             for spec in self._deployment.functions:
-                port = self._deployment.port if spec is self._deployment.gateway else 0
+                front = spec is self._deployment.gateway
+                port = self._deployment.port if front else 0
+                host = self._deployment.host if front else LOOPBACK
                 patience_s = _ORPHANS_S if after_a_kill else 0.0
                 listeners[spec.name] = unused.enter_context(
-                    await listen(port, patience_s=patience_s)
+                    await listen(port, host=host, patience_s=patience_s)
                 )
-            urls = {
-                name: "http://{}:{}".format(*listener.getsockname())
-                for name, listener in listeners.items()
-            }
+            urls = {name: address_of(listener) for name, listener in listeners.items()}
             self._deployment.topology(urls).save(self._run_dir.topology)
             env = {
                 **inherited_environment(),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from remoe.cli.bill import LedgerUrl, ledger_option
 from remoe.errors import CheckpointError, SettingsError
 
 __all__ = ["up"]
@@ -22,6 +23,33 @@ def up(
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="The gateway's port.", min=1, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The gateway's IP address; 0.0.0.0 for all of this machine's.")
+    ] = "127.0.0.1",
+    auth: Annotated[
+        Literal["auto", "required", "off"] | None,
+        typer.Option(
+            help="Who needs an API key (`remoe key create`).",
+            show_default="nobody on loopback, everybody else",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="A certificate with its chain, PEM: serve HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="An origin whose pages may call the gateway; may be given again."),
+    ] = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            help="A price book: alibaba-fc, aws-lambda, azure-container-apps, gcp-cloud-run, or a "
+            "JSON file.",
+            show_default="alibaba-fc",
+        ),
+    ] = None,
+    ledger: LedgerUrl = None,
     layers_per_function: Annotated[
         int, typer.Option(help="Decoder layers that one expert function holds.", min=1)
     ] = 5,
@@ -76,7 +104,9 @@ def up(
     from knative.local.listening import check_port
     from knative.local.run_dir import RunDir
     from remoe.cli.foreground import run_foreground
+    from remoe.cli.front_door import FrontDoor
     from remoe.home import remoe_home
+    from remoe.prices import load_prices
 
     run_dir = RunDir(remoe_home())
     running = run_dir.running_pid()
@@ -86,7 +116,17 @@ def up(
             "with `remoe down`; another one needs its own REMOE_HOME and --port."
         )
     if not run_dir.path.exists():  # else what a killed run left may still hold the port a moment
-        check_port(port)
+        check_port(port, host)
+    gateway_env = FrontDoor(
+        host=host,
+        auth=auth,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        cors_origins=tuple(cors_origin or ()),
+        ledger=ledger_option(ledger),
+    ).environment()
+    if prices is not None:
+        load_prices(prices)
     deployment = default_deployment(
         DeploymentOptions(
             model_dir=(model_dir or _built_model()).absolute(),
@@ -99,9 +139,17 @@ def up(
             remote_ratio=remote_ratio,
             dtype=dtype,
             log_level=log_level,
+            host=host,
+            gateway_env=gateway_env,
+            prices=_price_file(prices),
         )
     )
     raise typer.Exit(run_foreground(deployment, run_dir, keep_logs=keep_logs))
+
+
+def _price_file(prices: str | None) -> str | None:
+    """A path as the services will find it, whatever their working directory."""
+    return str(Path(prices).absolute()) if prices and Path(prices).is_file() else prices
 
 
 def _built_model() -> Path:

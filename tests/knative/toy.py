@@ -60,6 +60,8 @@ class ToyDeployment:
     functions: tuple[FunctionSpec, ...]
     port: int = 0
     model: str = "toy"
+    host: str = "127.0.0.1"
+    scheme: str = "http"
 
     @property
     def gateway(self) -> FunctionSpec:
