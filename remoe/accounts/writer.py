@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import structlog
-from sqlalchemy import Engine, update
+from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from remoe.accounts.entries import Entry, KeepAlive, write_entries
+from remoe.accounts.entries import Entry, EntryInserts, KeepAlive
 from remoe.accounts.schema import SCHEMA
 from remoe.errors import UnavailableError
 
@@ -45,7 +45,8 @@ class LedgerWriter:
 
     `on_failure` decides what happens while nothing can be written (a full disk, a lost server):
     "refuse" gives up the request after `patience_s` and forgets its row; "serve" lets the request
-    go and keeps its row in memory, up to `most_kept` rows, until it can be written.
+    go and keeps its row in memory, up to `most_kept` rows, until it can be written. Commits are at
+    least `interval_s` apart, which bounds what they cost however many requests there are.
     """
 
     def __init__(
@@ -56,13 +57,17 @@ class LedgerWriter:
         patience_s: float = 5.0,
         most_kept: int = 100_000,
         retry_s: float = 1.0,
+        interval_s: float = 0.02,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
+        self._inserts = EntryInserts(engine)
         self._on_failure = on_failure
         self._patience_s = patience_s
         self._most_kept = most_kept
         self._retry_s = retry_s
+        self._interval_s = interval_s
+        self._committed_at = clock() - interval_s
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Row] = []
@@ -102,18 +107,16 @@ class LedgerWriter:
             self._changed.notify()
         if self._on_failure == "serve" and self.failing:
             return
-        try:
-            await asyncio.wait_for(asyncio.shield(row.written), self._patience_s)
-        except TimeoutError:
-            if self._on_failure == "serve":
-                return
-            if self._forget(row):
-                raise LedgerUnavailableError(
-                    "The request could not be written to the ledger, so it was given up and "
-                    "costs nothing. Try again later.",
-                    retry_after_s=30,
-                ) from None
-            await row.written  # its commit is under way and will say
+        done, _ = await asyncio.wait((row.written,), timeout=self._patience_s)
+        if done or self._on_failure == "serve":
+            return
+        if self._forget(row):
+            raise LedgerUnavailableError(
+                "The request could not be written to the ledger, so it was given up and costs "
+                "nothing. Try again later.",
+                retry_after_s=30,
+            )
+        await row.written  # its commit is under way and will say
 
     async def close(self) -> None:
         """Write what waits, as far as that works now, and end the thread."""
@@ -131,18 +134,28 @@ class LedgerWriter:
             return len(self._waiting) < before
 
     def _run(self) -> None:
+        connection: Connection | None = None
         while (rows := self._take()) is not None:
             try:
-                with self._engine.begin() as connection:
-                    if rows:
-                        write_entries(connection, [row.entry for row in rows])
-                    else:
-                        connection.execute(_PROBE)
+                connection = connection or self._engine.connect()
+                if rows:
+                    self._inserts.write(connection, [row.entry for row in rows])
+                else:
+                    connection.execute(_PROBE)
+                connection.commit()
             except SQLAlchemyError as error:
+                if connection is not None:
+                    # Not even its transaction may live on: the rows may be forgotten meanwhile.
+                    connection.invalidate()
+                    connection.close()
+                connection = None
                 self._failed(rows, error)
             else:
+                self._committed_at = self._clock()
                 self._worked()
                 self._tell(rows)
+        if connection is not None:
+            connection.close()
 
     def _take(self) -> list[_Row] | None:
         """The next rows to write; none of them to see whether writing works again; None to end."""
@@ -153,6 +166,9 @@ class LedgerWriter:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
             if self._closing and not self._waiting:
                 return None
+        # Those that end in the next moments go along; after a quiet time nobody waits.
+        time.sleep(max(0.0, self._committed_at + self._interval_s - self._clock()))
+        with self._changed:
             rows, self._waiting = (
                 self._waiting[:_MOST_IN_ONE_COMMIT],
                 self._waiting[_MOST_IN_ONE_COMMIT:],
