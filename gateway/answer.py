@@ -88,6 +88,7 @@ class Answer(Response):
     def _close(self, generation: Generation) -> Receipt:
         """Put the receipt where the ledger takes it from; before the answer's last part."""
         self._trace.completion_tokens = generation.completion_tokens
+        self._trace.plan, self._trace.records = generation.first_plan, generation.records
         self._trace.receipt = generation.receipt()
         return self._trace.receipt
 

@@ -27,8 +27,9 @@ from gateway.errors import on_http_exception, on_remoe_error
 from gateway.generation import Services
 from gateway.key_ring import Caller
 from gateway.main_client import MainClient
+from gateway.metrics import Metrics
 from gateway.middleware import RequestTracing
-from gateway.observers import Metrics, log_request
+from gateway.observers import log_request
 from gateway.openapi import ERROR_RESPONSES, body_of, describe
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
@@ -70,7 +71,6 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
     """
     text = TextModel.load(Path(topology.model_dir))
     admission = Admission(topology.model, text, settings)
-    metrics = Metrics()
     keys_required = settings.auth == "required" or (settings.auth == "auto" and public)
     if keys_required and settings.ledger is None:
         raise SettingsError(
@@ -79,6 +79,7 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
             "REMOE_GATEWAY_AUTH=off to let everybody in"
         )
     shared = _Shared.of(settings, topology)
+    metrics = Metrics(books=shared.books, resident=shared.resident, watch=shared.watch)
     if keys_required and public and not shared.books.has_keys():
         raise SettingsError(
             "this address can be reached from other machines, and the ledger has no key yet: make "

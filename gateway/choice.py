@@ -29,8 +29,7 @@ class Choice:
         record = self.record
         record.stats = event.stats or record.stats
         if event.tokens:
-            record.first_token_at = record.first_token_at or now
-            record.last_token_at = now
+            record.came(now)
         shown = []
         for token in event.tokens:
             record.tokens += 1

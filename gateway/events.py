@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.receipt import Receipt
+from gateway.receipt import ChoiceRecord, Receipt
+from remoe.plan import Plan
 
 __all__ = ["CLIENT_GONE", "Observer", "RequestFinished", "Trace"]
 
@@ -15,7 +16,10 @@ CLIENT_GONE = 499
 
 @dataclass(slots=True)
 class Trace:
-    """What the handler of one HTTP request notes down on the way."""
+    """What the handler of one HTTP request notes down on the way.
+
+    `plan` is the one for the first prompt, `records` what was measured of each choice.
+    """
 
     request_id: str
     received_at: float
@@ -29,6 +33,8 @@ class Trace:
     completion_tokens: int = 0
     error_code: str | None = None
     receipt: Receipt | None = None
+    plan: Plan | None = None
+    records: Sequence[ChoiceRecord] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from gateway.choice import Choice
 from gateway.main_client import MainClient
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
-from gateway.receipt import Receipt, build_receipt
+from gateway.receipt import ChoiceRecord, Receipt, build_receipt
 from gateway.residency import ResidentMeter
 from gateway.text import TextModel
 from remoe.generation import GenerateRequest
@@ -98,6 +98,14 @@ class Generation(AbstractAsyncContextManager["Generation"]):
     def completion_tokens(self) -> int:
         return sum(choice.record.tokens for choice in self._choices)
 
+    @property
+    def first_plan(self) -> Plan | None:
+        return self.plans[0] if self.plans else None
+
+    @property
+    def records(self) -> list[ChoiceRecord]:
+        return [choice.record for choice in self._choices]
+
     async def next(self, timeout_s: float | None = None) -> list[ChoiceDelta]:
         """Wait for new text; an empty list means that the time passed without any.
 
@@ -133,7 +141,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             now=time.perf_counter(),
             plans=self.plans,
             samples=self.job.samples,
-            records=[choice.record for choice in self._choices],
+            records=self.records,
             prices=self._services.prices,
             resident=self._stay.share(),
         )

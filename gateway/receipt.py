@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -99,6 +99,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     remote_calls: int
     remote_bytes: int
     remote_retries: int
+    remote_hedges: int
     local_fallbacks: int
     hit_rate: float | None
     main_gb_s: float | None
@@ -121,6 +122,15 @@ class ChoiceRecord:
     first_token_at: float | None = None
     last_token_at: float | None = None
     stats: GenerationStats | None = None
+    gaps_s: list[float] = field(default_factory=list)
+
+    def came(self, now: float) -> None:
+        """Note that new tokens are there; `gaps_s` is the time between such moments."""
+        if self.last_token_at is None:
+            self.first_token_at = now
+        else:
+            self.gaps_s.append(now - self.last_token_at)
+        self.last_token_at = now
 
     def tpot_s(self) -> float | None:
         """Seconds per token after the first; None before the second."""
@@ -163,6 +173,7 @@ def build_receipt(
         remote_calls=ledger.remote_calls,
         remote_bytes=ledger.remote_bytes,
         remote_retries=ledger.remote_retries,
+        remote_hedges=ledger.remote_hedges,
         local_fallbacks=ledger.local_fallbacks,
         hit_rate=_hit_rate(plans, samples, records),
         main_gb_s=gb_s(usage.main_gpu_kb_s + usage.main_cpu_kb_s) if complete else None,
@@ -185,7 +196,7 @@ def _predicted(known: list[Plan], prompts: int, samples: int) -> Predicted:
     return Predicted(
         ttft_ms=_ms(max(ttfts)) if ttfts else None,
         tpot_ms=_ms(max(tpots)) if tpots else None,
-        cost_usd=sum(costs) * samples if costs and len(costs) == prompts else None,
+        cost_usd=round(sum(costs) * samples, 9) if costs and len(costs) == prompts else None,
         hit_rate=_mean([predicted_hit_rate(plan) for plan in known]),
     )
 

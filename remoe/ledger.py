@@ -37,6 +37,7 @@ class Ledger(msgspec.Struct, kw_only=True):
     remote_bytes: int = 0
     remote_cold_start_s: float = 0.0
     remote_retries: int = 0
+    remote_hedges: int = 0
     local_fallbacks: int = 0
 
     def cost(self, prices: PriceBook) -> Cost:
