@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from fastapi import FastAPI
+
 from gateway.app import create_app
 from gateway.config import GatewaySettings
 from remoe.errors import RemoeError
 from remoe.lifecycle import loopback_only, serve_asgi
 from remoe.logs import configure_logging
+from remoe.tracing import tracing
 
 
 def main() -> None:
@@ -17,10 +20,15 @@ def main() -> None:
     configure_logging("gateway", settings.log_level)
     try:
         app = create_app(settings, settings.load_topology(), public=not loopback_only())
+        _serve(app, settings)
     except RemoeError as error:
         sys.exit(error.message)
+
+
+def _serve(app: FastAPI, settings: GatewaySettings) -> None:
     tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
-    serve_asgi(app, log_level=settings.log_level, tls=tls)
+    with tracing("gateway"):
+        serve_asgi(app, log_level=settings.log_level, tls=tls)
 
 
 if __name__ == "__main__":

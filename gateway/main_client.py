@@ -25,6 +25,7 @@ from remoe.errors import (
 )
 from remoe.generation import GenerateEvent, GenerateRequest
 from remoe.lifecycle import READY_FOR_HEADER
+from remoe.tracing import outgoing_headers
 
 __all__ = ["GenerationStream", "InterruptedGenerationError", "MainClient"]
 
@@ -155,9 +156,8 @@ class MainClient:
             ) from error
 
     async def _send(self, body: bytes) -> httpx.Response:
-        request = self._http.build_request(
-            "POST", self._url, content=body, headers={"content-type": "application/json"}
-        )
+        headers = {"content-type": "application/json"} | outgoing_headers()
+        request = self._http.build_request("POST", self._url, content=body, headers=headers)
         return await self._http.send(request, stream=True)
 
 

@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response, internal_error
 from gateway.events import Observer, RequestFinished, Trace
+from gateway.span_attributes import describe_request
+from remoe.tracing import QUIET_PATHS, server_span
 
 __all__ = ["RequestTracing"]
 
@@ -31,7 +33,8 @@ class RequestTracing:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         trace = Trace(
             request_id=given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex,
             received_at=time.perf_counter(),
@@ -44,7 +47,10 @@ class RequestTracing:
                 trace.status = message["status"]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=trace.request_id):
+        quiet = scope["path"] in QUIET_PATHS
+        with server_span(
+            scope["method"], headers.get("traceparent"), trace.request_id, recorded=not quiet
+        ) as span:
             try:
                 await self._app(scope, receive, send_traced)
             except Exception:  # noqa: BLE001  # the last resort, logged in full
@@ -55,6 +61,7 @@ class RequestTracing:
             finally:
                 route = scope.get("route")
                 trace.route = getattr(route, "path", "other")
+                describe_request(span, trace)
                 event = RequestFinished(trace, time.perf_counter() - trace.received_at)
                 for observer in self._observers:
                     observer(event)

@@ -10,6 +10,7 @@ import structlog
 
 from gateway.background import Background
 from remoe.plan import Observation, Plan, PlanRequest
+from remoe.tracing import current_span, outgoing_headers
 
 __all__ = ["PlannerClient"]
 
@@ -31,17 +32,26 @@ class PlannerClient:
 
     async def plan(self, request: PlanRequest) -> Plan | None:
         """Return the plan, or None when the planner is down, late, or not understood."""
+        span = current_span().child("plan")
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._http.post(
-                    f"{self._url}/v1/plan", content=msgspec.json.encode(request), headers=_JSON
+                    f"{self._url}/v1/plan",
+                    content=msgspec.json.encode(request),
+                    headers=_JSON | outgoing_headers(span),
                 )
             response.raise_for_status()
-            return msgspec.json.decode(response.content, type=Plan)
+            plan = msgspec.json.decode(response.content, type=Plan)
+            span.set({"remoe.plan_id": plan.plan_id})
+            return plan
         except TimeoutError:
+            span.fail("late")
             _log.warning("going on without a plan", reason="late", limit_s=self._timeout_s)
         except (httpx.HTTPError, msgspec.DecodeError) as error:
+            span.fail(type(error).__name__)
             _log.warning("going on without a plan", reason=repr(error))
+        finally:
+            span.end()
         return None
 
     def observe(self, observation: Observation) -> None:
@@ -55,7 +65,7 @@ class PlannerClient:
                 response = await self._http.post(
                     f"{self._url}/v1/observations",
                     content=msgspec.json.encode(observation),
-                    headers=_JSON,
+                    headers=_JSON | outgoing_headers(),
                 )
             response.raise_for_status()
         except (httpx.HTTPError, TimeoutError) as error:

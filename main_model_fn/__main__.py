@@ -7,6 +7,7 @@ import sys
 from remoe.errors import RemoeError
 from remoe.lifecycle import serve_asgi, watch_lifeline
 from remoe.logs import configure_logging
+from remoe.tracing import TraceRequests, tracing
 
 watch_lifeline()  # before the seconds that importing torch takes
 
@@ -19,9 +20,10 @@ def main() -> None:
     configure_logging("main", settings.log_level)
     try:
         app = create_app(settings)
+        with tracing("main"):
+            serve_asgi(TraceRequests(app), log_level=settings.log_level)
     except RemoeError as error:
         sys.exit(f"main-model function: {error.message}")
-    serve_asgi(app, log_level=settings.log_level)
 
 
 if __name__ == "__main__":

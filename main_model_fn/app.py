@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
+from main_model_fn.generation_spans import trace_generation
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.loading import load_split_model
@@ -169,6 +170,8 @@ async def _lines(engine: Engine, request: GenerateRequest) -> AsyncIterator[byte
     try:
         async with aclosing(engine.generate(request)) as events:
             async for event in events:
+                if event.finish is not None and event.stats is not None:
+                    trace_generation(event.stats)
                 yield _encoder.encode(event) + b"\n"
     except RemoeError as error:
         yield _encoder.encode(GenerateEvent(finish="error", error=error.message)) + b"\n"

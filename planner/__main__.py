@@ -20,15 +20,17 @@ def main() -> None:
     from planner.planning import Planner
     from remoe.errors import RemoeError
     from remoe.logs import configure_logging
+    from remoe.tracing import TraceRequests, tracing
 
     settings = PlannerSettings.read_or_exit()
     configure_logging("planner", settings.log_level)
     faiss.omp_set_num_threads(1)
     try:
-        planner = Planner.load(settings)
+        app = create_app(Planner.load(settings))
+        with tracing("planner"):
+            serve_asgi(TraceRequests(app), log_level=settings.log_level)
     except RemoeError as error:
         sys.exit(error.message)
-    serve_asgi(create_app(planner), log_level=settings.log_level)
 
 
 if __name__ == "__main__":

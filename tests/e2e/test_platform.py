@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from tests.e2e.platform import Platform
 from tests.gateway.tiny_text import write_model
+from tests.otlp import Collector
 from tests.tiny_model import build_tiny_checkpoint
 
 
@@ -151,3 +152,26 @@ def test_a_request_wakes_the_main_function_with_its_own_plan(
         assert again == text
         assert warm["cold_start"]["main_ms"] == 0
         assert warm["deployment_plan_id"] == cold["plan_id"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_one_trace_from_the_client_to_the_main_function(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    with Platform(model_dir, tmp_path) as platform:
+        ask(platform, "Hello world")
+    collector.close()
+    spans = [(service, span) for service, span in collector.spans if span.name != "plan"]
+    (chat,) = [span for service, span in spans if span.name.startswith("text_completion ")]
+    ours = [(service, span) for service, span in spans if span.trace_id == chat.trace_id]
+    assert {service for service, _ in ours} == {"remoe-gateway", "remoe-planner", "remoe-main"}
+    names = {span.name: span for _, span in ours}
+    assert {"POST /v1/plan", "POST /v1/generate", "queue", "prefill", "decode"} <= set(names)
+    generate = names["POST /v1/generate"]
+    assert generate.parent_span_id == chat.span_id
+    assert names["decode"].parent_span_id == generate.span_id
+    attributes = {a.key: a.value for a in generate.attributes}
+    assert attributes["remoe.remote.calls"].int_value > 0

@@ -80,6 +80,7 @@ class FakeMain:
 
     def reset(self) -> None:
         self.requests: list[GenerateRequest] = []
+        self.headers: list[dict[str, str]] = []
         self.script: Script = self._echo
         self.refusal: Response | None = None
         self.ready_for_ms: float | None = 1e9
@@ -112,6 +113,7 @@ class FakeMain:
     async def _generate(self, request: Request) -> Response:
         generate = msgspec.json.decode(await request.body(), type=GenerateRequest)
         self.requests.append(generate)
+        self.headers.append(dict(request.headers))
         self.arrived.open()
         if self.before_headers is not None:
             await self.before_headers.passed()
@@ -146,6 +148,7 @@ class FakePlanner:
 
     def reset(self) -> None:
         self.requests: list[PlanRequest] = []
+        self.headers: list[dict[str, str]] = []
         self.observations: list[Observation] = []
         self.observed = threading.Condition()
         self.woken = Gate()
@@ -165,6 +168,7 @@ class FakePlanner:
     async def _plan(self, request: Request) -> Response:
         asked = msgspec.json.decode(await request.body(), type=PlanRequest)
         self.requests.append(asked)
+        self.headers.append(dict(request.headers))
         if self.answer_gate is not None:
             await self.answer_gate.passed()
         if self.refuses:
