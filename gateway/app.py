@@ -23,6 +23,7 @@ from gateway.answer import Answer
 from gateway.background import Background
 from gateway.books import Books
 from gateway.config import GatewaySettings
+from gateway.dashboard import Dashboard, RecentRequests
 from gateway.errors import on_http_exception, on_remoe_error
 from gateway.generation import Services
 from gateway.key_ring import Caller
@@ -79,6 +80,7 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
             "REMOE_GATEWAY_AUTH=off to let everybody in"
         )
     shared = _Shared.of(settings, topology)
+    recent = RecentRequests()
     metrics = Metrics(books=shared.books, resident=shared.resident, watch=shared.watch)
     if keys_required and public and not shared.books.has_keys():
         raise SettingsError(
@@ -108,10 +110,17 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestTracing, observers=(log_request, metrics.observe))
+    app.add_middleware(RequestTracing, observers=(log_request, metrics.observe, recent.observe))
     _add_generation(app, admission, settings)
     _add_models(app, admission, topology.model, text)
-    _add_operations(app, metrics, topology.model)
+    _add_operations(app, metrics)
+    Dashboard(
+        model=topology.model,
+        price_book=shared.prices.name,
+        recent=recent,
+        resident=shared.resident,
+        watch=shared.watch,
+    ).add_to(app)
     return app
 
 
@@ -219,17 +228,8 @@ def _add_models(app: FastAPI, admission: Admission, name: str, text: TextModel) 
         return _json(model)
 
 
-def _add_operations(app: FastAPI, metrics: Metrics, model: str) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics) -> None:
     """Health looks at this process alone: a check must never wake a function."""
-
-    @app.get("/", include_in_schema=False)
-    async def hello() -> dict[str, object]:
-        return {
-            "name": "remoe",
-            "version": remoe.__version__,
-            "model": model,
-            "links": ["/v1/models", "/openapi.json", "/metrics", "/healthz", "/readyz"],
-        }
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
