@@ -1,4 +1,4 @@
-"""Whole nano-dollars, so that sums of bills are exact (docs/adr/0008-nano-dollars.md).
+"""Whole nano-dollars, so that sums of bills are exact (docs/adr/0010-exact-durable-ledger.md).
 
 What a request used is first rounded to whole kB·s (a millionth of a GB·s), and those are priced:
 anybody can check a bill from the quantities beside it.

@@ -33,7 +33,7 @@ function showFunctions(state) {
       const meta = document.createElement("span");
       meta.className = "meta";
       const held = f.replicas.length ? `${Math.round(f.memory_bytes / 2 ** 20)} MiB` : "";
-      meta.textContent = [f.state === "zero" ? "at zero" : f.state, held, f.cold_starts ? `${f.cold_starts} cold starts` : ""]
+      meta.textContent = [f.state === "zero" ? "at zero" : f.state, held, f.cold_starts ? `${f.cold_starts} cold start${f.cold_starts === 1 ? "" : "s"}` : ""]
         .filter(Boolean)
         .join(" · ");
       item.append(dot, name, meta);
@@ -51,7 +51,7 @@ function shape(name, attributes) {
 function showCosts(requests) {
   const priced = requests.filter((r) => r.receipt.cost).slice(0, CHARTED).reverse();
   const sum = priced.reduce((total, r) => total + r.receipt.cost_usd, 0);
-  element("cost-total").textContent = priced.length ? `${usd(sum)} for the last ${priced.length} requests` : "";
+  element("cost-total").textContent = priced.length ? `${usd(sum)} for the last ${priced.length === 1 ? "request" : `${priced.length} requests`}` : "";
   const svg = shape("svg", { viewBox: "0 0 400 100", preserveAspectRatio: "none", role: "img" });
   svg.setAttribute("aria-label", `Cost of the last ${priced.length} requests, ${usd(sum)} together`);
   const top = Math.max(...priced.map((r) => Math.max(r.receipt.cost_usd, r.receipt.resident?.cost_usd ?? 0)), 1e-12);

@@ -1,7 +1,7 @@
 """Group commit: requests that end while a commit is under way share the next one.
 
 One thread owns the connection. `record` returns when the row is on the disk, so whoever waits for
-it before the last byte loses nothing that a client has been told (docs/adr/0009-group-commit.md).
+it before the last byte loses nothing that a client has been told (docs/adr/0010-exact-durable-ledger.md).
 """
 
 from __future__ import annotations

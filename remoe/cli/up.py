@@ -90,7 +90,7 @@ def up(
 
     Builds the default model first if it is missing.
 
-    Afterwards no process, no open port and no file is left but the model.
+    Afterwards no process, no open port and no file is left but the model and the ledger.
 
     Examples:
 
