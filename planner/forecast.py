@@ -141,6 +141,8 @@ def _cost_usd(
     cpu, gpu = measured.main_cpu_share, measured.main_gpu_share
     if prefill_s is None or decode_s is None or remote_gb_s is None or cpu is None or gpu is None:
         return None
+    if gpu and prices.gpu_usd_per_gb_s is None:
+        return None
     main_gb_s = main_memory_gb * (prefill_s + decode_s)
     ledger = Ledger(
         main_cpu_gb_s=main_gb_s * cpu, main_gpu_gb_s=main_gb_s * gpu, remote_gb_s=remote_gb_s

@@ -31,7 +31,6 @@ from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
 from remoe.experts import ActivationProfile
 from remoe.plan import Deployment, FunctionForecast, Observation, Plan, PlanRequest
-from remoe.prices import DEFAULT_PRICES
 from remoe.topology import Topology
 
 __all__ = ["HistoryStats", "Noted", "Planner"]
@@ -84,6 +83,7 @@ class Planner:
         clock: Clock = time,
     ) -> None:
         self._settings = settings
+        self._prices = settings.load_prices()
         self._functions = topology.experts
         self._model = model
         self._embedder = embedder
@@ -157,7 +157,7 @@ class Planner:
             loads,
             main_memory_gb=main_gb,
             measured=measured,
-            prices=DEFAULT_PRICES,
+            prices=self._prices,
             slo=request.slo,
         )
         plan = Plan(

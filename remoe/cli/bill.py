@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from remoe.accounts.bill import Bill, BillLine
@@ -77,7 +79,7 @@ def bill(
         from rich.console import Console
 
         console = Console()
-        console.print(_table(made))
+        console.print(_table(made, console.width))
         if made.keep_alive_kb_s:
             console.print(
                 f"Memory held while there was no request: {made.keep_alive_kb_s / 1e6:,.3f} GB·s, "
@@ -118,17 +120,19 @@ def _write_csv(made: Bill) -> None:
         writer.writerow([getattr(line, name) for name in BillLine.__struct_fields__])
 
 
-def _table(made: Bill) -> Table:
+def _table(made: Bill, width: int) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(made.by, no_wrap=True)
-    for name in ("requests", "tokens in", "out", "GPU GB·s", "CPU GB·s", "remote GB·s", "cost"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("resident", justify="right", no_wrap=True, style="dim")
+    columns = _COLUMNS if width >= _WIDTH_FOR_ALL else _NARROW_COLUMNS
+    for name in columns:
+        right = name != "name"
+        table.add_column(
+            name if right else made.by, justify="right" if right else "left", no_wrap=True
+        )
     for line in made.lines:
-        table.add_row(*_cells(line))
-    table.add_row(*_cells(made.total), style="bold")
+        table.add_row(*(_COLUMNS[name](line) for name in columns))
+    table.add_row(*(_COLUMNS[name](made.total) for name in columns), style="bold")
     if made.total.unmetered:
         table.caption = (
             f"{made.total.unmetered} requests are unmetered: they were broken off, and what they "
@@ -137,16 +141,20 @@ def _table(made: Bill) -> Table:
     return table
 
 
-def _cells(line: BillLine) -> list[str]:
-    return [
-        line.name,
-        f"{line.requests:,}",
-        f"{line.prompt_tokens:,}",
-        f"{line.completion_tokens:,}",
-        *(
-            f"{amount / 1e6:,.3f}"
-            for amount in (line.main_gpu_kb_s, line.main_cpu_kb_s, line.remote_kb_s)
-        ),
-        dollars(line.total_nano_usd),
-        dollars(line.resident_nano_usd),
-    ]
+def _gb_s(kb_s: int) -> str:
+    return f"{kb_s / 1e6:,.3f}"
+
+
+_COLUMNS: dict[str, Callable[[BillLine], str]] = {
+    "name": lambda line: line.name,
+    "requests": lambda line: f"{line.requests:,}",
+    "tokens in": lambda line: f"{line.prompt_tokens:,}",
+    "out": lambda line: f"{line.completion_tokens:,}",
+    "GPU GB·s": lambda line: _gb_s(line.main_gpu_kb_s),
+    "CPU GB·s": lambda line: _gb_s(line.main_cpu_kb_s),
+    "remote GB·s": lambda line: _gb_s(line.remote_kb_s),
+    "cost": lambda line: dollars(line.total_nano_usd),
+    "resident": lambda line: dollars(line.resident_nano_usd),
+}
+_NARROW_COLUMNS = ("name", "requests", "out", "cost", "resident")
+_WIDTH_FOR_ALL = 130

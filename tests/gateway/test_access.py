@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -268,3 +275,66 @@ def test_strangers_cannot_make_the_gateway_read_without_end(books: Engine) -> No
 
     asyncio.run(run())
     assert reads <= 5
+
+
+def test_https(topology: Topology, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl here to make a certificate with")
+    cert, key, path = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "topology.json"
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    topology.save(path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "REMOE_TOPOLOGY": str(path),
+        "PORT": str(port),
+        "REMOE_GATEWAY_AUTH": "off",
+        "REMOE_GATEWAY_TLS_CERT": str(cert),
+        "REMOE_GATEWAY_TLS_KEY": str(key),
+    }
+    trusted = ssl.create_default_context(cafile=str(cert))
+    reply: httpx.Response | None = None
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway"], env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            limit = time.monotonic() + 30
+            while reply is None:
+                try:
+                    reply = httpx.get(f"https://127.0.0.1:{port}/readyz", verify=trusted)
+                except httpx.ConnectError:
+                    assert process.poll() is None
+                    assert time.monotonic() < limit
+                    time.sleep(0.05)
+            assert reply.json() == {"status": "ready"}
+            with pytest.raises(httpx.HTTPError):
+                httpx.get(f"http://127.0.0.1:{port}/readyz")
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_half_of_tls_is_refused_before_any_port(topology: Topology, tmp_path: Path) -> None:
+    path = tmp_path / "topology.json"
+    topology.save(path)
+    finished = subprocess.run(
+        [sys.executable, "-m", "gateway"],
+        env={**os.environ, "REMOE_TOPOLOGY": str(path), "REMOE_GATEWAY_TLS_CERT": "cert.pem"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert finished.returncode != 0
+    assert "both REMOE_GATEWAY_TLS_CERT and REMOE_GATEWAY_TLS_KEY" in finished.stderr

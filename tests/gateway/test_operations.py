@@ -40,7 +40,7 @@ def test_models(stack: Stack, client: openai.OpenAI) -> None:
 
 def test_health_touches_nothing_else(stack: Stack, serve_gateway: Callable[..., str]) -> None:
     url = serve_gateway(main_url="http://127.0.0.1:9", planner_url="http://127.0.0.1:9")
-    for path in ("/healthz", "/readyz", "/v1/models", "/"):
+    for path in ("/healthz", "/readyz", "/v1/models", "/", "/metrics", "/dashboard/state"):
         assert httpx.get(url + path).status_code == 200
     assert stack.main.requests == []
 
