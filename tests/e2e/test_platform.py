@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tokenizers import Tokenizer
 
@@ -66,6 +67,27 @@ def test_experts_sleep_wake_for_a_request_and_sleep_again(platform: Platform) ->
     assert warm_receipt["cold_start_ms"] == 0
     platform.wait_for(lambda: asleep(platform), within_s=40)
     assert all(function["cold_starts"] >= 1 for function in platform.experts())
+
+
+def test_looking_wakes_nothing(platform: Platform) -> None:
+    platform.wait_for(lambda: asleep(platform), within_s=40)
+    before = [function["cold_starts"] for function in platform.experts()]
+    for _ in range(5):
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/dashboard/state"):
+            assert httpx.get(f"http://127.0.0.1:{platform.port}{path}").status_code == 200
+    assert asleep(platform)
+    assert [function["cold_starts"] for function in platform.experts()] == before
+
+
+def test_a_reply_has_both_ledgers(platform: Platform) -> None:
+    _, receipt = ask(platform, "Hello world")
+    busy_gb_s = receipt["main_gb_s"] + receipt["remote_gb_s"]
+    resident = receipt["resident"]
+    parts = ("main_gb_s", "experts_gb_s", "services_gb_s")
+    assert resident["gb_s"] == pytest.approx(sum(resident[part] for part in parts), abs=1e-5)
+    assert 0 < busy_gb_s < resident["gb_s"]
+    assert resident["experts_gb_s"] > 0
+    assert 0 < receipt["cost_usd"] < resident["cost_usd"]
 
 
 def test_concurrent_streams_answer_as_if_alone(platform: Platform) -> None:
