@@ -3,81 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from main_model_fn.engine import Engine, EngineLimits
-from main_model_fn.metering import StepMeter
+from main_model_fn.engine import Engine
 from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
-from tests.tiny_model import VOCABULARY, InProcessTransport, new_meter, reference, split
-
-GREEDY = SamplingParams(temperature=0)
-LIMITS = EngineLimits(kv_tokens=1024, page_tokens=16, batch_tokens=64, max_requests=8, max_queue=8)
-
-
-@pytest.fixture(scope="module")
-def unmodified(tiny_model_dir: Path) -> PreTrainedModel:
-    return reference(tiny_model_dir)
-
-
-@pytest.fixture(scope="module")
-def meter() -> StepMeter:
-    return new_meter()
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_model_dir: Path, meter: StepMeter) -> Iterator[Engine]:
-    remote = ((0, 1), (2, 3), (0, 3))
-    model = split(tiny_model_dir, remote, InProcessTransport(tiny_model_dir), meter)
-    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
-    engine.start()
-    yield engine
-    engine.stop()
-
-
-def ask(
-    prompt: list[int],
-    *,
-    tokens: int = 16,
-    stop: tuple[int, ...] = (),
-    sampling: SamplingParams = GREEDY,
-) -> GenerateRequest:
-    return GenerateRequest(
-        request_id="same-for-all",
-        plan_id=None,
-        prompt_tokens=prompt,
-        max_new_tokens=tokens,
-        stop_tokens=list(stop),
-        sampling=sampling,
-    )
-
-
-async def collect(engine: Engine, request: GenerateRequest) -> tuple[list[int], GenerateEvent]:
-    tokens: list[int] = []
-    last = GenerateEvent()
-    async for event in engine.generate(request):
-        tokens += event.tokens
-        last = event
-    return tokens, last
-
-
-def random_prompt(seed: int, length: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(VOCABULARY, (length,), generator=generator).tolist()
-
-
-def generate(model: PreTrainedModel, prompt: list[int], tokens: int = 16) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, eos_token_id=-1
-    )
-    answer: list[int] = output[0, len(prompt) :].tolist()
-    return answer
+from tests.main_model_fn.asking import Pages, ask, collect, generate, random_prompt
+from tests.main_model_fn.conftest import LIMITS
+from tests.tiny_model import VOCABULARY
 
 
 def test_concurrent_streams_give_generates_tokens(
@@ -135,23 +72,19 @@ def test_a_seeded_sample_is_the_same_whatever_shares_the_batch(engine: Engine) -
 
 
 def test_closing_the_stream_frees_the_cache(engine: Engine) -> None:
-    manager = engine._manager
-    assert manager.batch_processor is not None
-    cache = manager.batch_processor.cache
+    pages = Pages(engine)
 
     async def abandon() -> None:
         stream = engine.generate(ask(random_prompt(1, 50), tokens=400))
         await anext(stream)
+        assert pages.used > 0
         await stream.aclose()
         async with asyncio.timeout(10):
-            while manager.batch_processor.scheduler.active_requests:  # noqa: ASYNC110
+            while not pages.idle:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
-    free_before = cache.compute_free_capacity()
     asyncio.run(abandon())
-    assert cache.compute_free_capacity() == free_before
     assert engine._open == 0
-    assert not manager.output_router.result_handlers
 
 
 def test_running_stats_come_with_every_event(engine: Engine) -> None:

@@ -30,7 +30,7 @@ from remoe.generation import GenerateEvent
 from remoe.kernel.interface import open_kernel
 from remoe.kernel.native_library import NativePool
 from tests.calls import expert_call
-from tests.main_model_fn.test_engine import ask, collect, generate
+from tests.main_model_fn.asking import ask, collect, generate
 from tests.tiny_families import DENSE_LAYERS, VOCABULARY, build_tiny_family
 from tests.tiny_model import InProcessTransport, new_meter, reference
 
