@@ -39,7 +39,6 @@ _deployment_decoder = msgspec.json.Decoder(Deployment)
 
 def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LivePartition]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
-    checkpoint.check_served()
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
     )
@@ -70,7 +69,13 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         max_requests=settings.max_requests,
         max_queue=settings.max_queue,
     )
-    engine = Engine(model, meter, limits=limits, deployment_plan_id=deployment.plan_id)
+    engine = Engine(
+        model,
+        meter,
+        limits=limits,
+        deployment_plan_id=deployment.plan_id,
+        recurrent=checkpoint.family.recurrent,
+    )
     engine.start()
     _log.info(
         "main_function_loaded",

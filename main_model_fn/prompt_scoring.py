@@ -55,7 +55,9 @@ class PromptScorer:
             stream, prompt = wanted.stream, wanted.stream.request.prompt_tokens
             top = stream.request.prompt_logprobs or 0
             for position, row, count in _slices(wanted, len(prompt), rows_at_once):
-                logits = head(inputs_embeds=hidden[None, row : row + count]).logits[0].float()
+                logits = (
+                    head.forward(inputs_embeds=hidden[None, row : row + count]).logits[0].float()
+                )
                 after = slice(position + 1, position + 1 + count)  # a row tells of the next token
                 stream.prompt_logprobs[after] = token_logprobs(logits, prompt[after], top)
         self._wanted = []
@@ -79,7 +81,11 @@ class _Given(torch.nn.Module):
 
 
 def _head(model: PreTrainedModel) -> PreTrainedModel:
-    """The model from its last hidden states on, with what a family does to logits; no copy."""
+    """The model from its last hidden states on, with what a family does to logits.
+
+    Its tensors are the model's, and so are its hooks, which are for whole passes: `forward` goes
+    by without them.
+    """
     head = copy.copy(model)
     head._modules = {**model._modules, model.base_model_prefix: _Given()}  # noqa: SLF001
     return head

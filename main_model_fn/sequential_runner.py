@@ -41,6 +41,7 @@ class SequentialRunner:
         self._position = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine")
+        model.generation_config.eos_token_id = None  # streams know when they have ended
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def start(self) -> None:
@@ -65,11 +66,11 @@ class SequentialRunner:
 
     def _run(self) -> None:
         try:
-            while (stream := self._waiting.get()) is not None and not self._stopping:
+            while (stream := self._waiting.get()) is not None:
                 self._running = stream
-                if not stream.ended:
+                if not stream.ended and not self._stopping:
                     self._generate(stream)
-                    stream.fail()  # which changes nothing unless it was stopped
+                stream.fail()  # which changes nothing unless it was stopped
                 self._running = None
         except Exception:  # noqa: BLE001  # whatever it was, the replica is replaced
             _log.exception("engine_failed")
@@ -93,8 +94,7 @@ class SequentialRunner:
             generation_config=GenerationConfig(
                 max_new_tokens=stream.max_new_tokens,
                 do_sample=False,
-                eos_token_id=-1,  # the stream knows when it has ended
-                pad_token_id=0,
+                pad_token_id=0,  # `generate` wants one, and pads nothing
             ),
             logits_processor=LogitsProcessorList([_Choice(self._steps)]),
             stopping_criteria=StoppingCriteriaList([self._is_over]),
