@@ -77,7 +77,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds inside the main function, from the request's arrival there.
 
-    Route counts are [layers][experts].
+    Route counts are [layers][experts], of the rows that were computed for this request: pages of
+    its prompt that another request had filled are neither counted nor in the ledger. If nothing
+    was to be generated, the first token's time is when the prompt was read.
     """
 
     queue_s: float

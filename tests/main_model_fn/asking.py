@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import torch
@@ -63,8 +64,9 @@ class Pages:
     def __init__(self, engine: Engine) -> None:
         runner = engine._runner
         assert isinstance(runner, PagedRunner)
-        assert runner._manager.batch_processor is not None
-        self._processor = runner._manager.batch_processor
+        self.manager = runner._manager
+        assert self.manager.batch_processor is not None
+        self._processor = self.manager.batch_processor
 
     @property
     def used(self) -> int:
@@ -89,6 +91,12 @@ class Pages:
             and self.used == 0
             and free + kept == whole
         )
+
+    async def become_idle(self) -> None:
+        """A last token is told before the step that freed its pages is over."""
+        async with asyncio.timeout(10):
+            while not self.idle:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
 
     def _allocators(self) -> list[Any]:
         return list(self._processor.cache.cache_allocators.values())

@@ -79,9 +79,7 @@ def test_closing_the_stream_frees_the_cache(engine: Engine) -> None:
         await anext(stream)
         assert pages.used > 0
         await stream.aclose()
-        async with asyncio.timeout(10):
-            while not pages.idle:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await pages.become_idle()
 
     asyncio.run(abandon())
     assert engine._open == 0
