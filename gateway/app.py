@@ -19,8 +19,10 @@ from gateway.admission import Admission, Job
 from gateway.answer import Answer
 from gateway.background import Background
 from gateway.config import GatewaySettings
+from gateway.deadline import timeout_s
 from gateway.errors import on_http_exception, on_remoe_error
 from gateway.generation import Services
+from gateway.line import Line
 from gateway.main_client import MainClient
 from gateway.middleware import RequestTracing
 from gateway.observers import Metrics, log_request
@@ -28,8 +30,14 @@ from gateway.openapi import ERROR_RESPONSES, body_of, describe
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
 from gateway.replies import Model, ModelList
-from gateway.requests import ChatRequest, CompletionRequest
+from gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from gateway.text import TextModel
+from gateway.timings import Timings
 from gateway.validation import parse_body, read_body
 from remoe.errors import RemoeError
 from remoe.prices import DEFAULT_PRICES
@@ -64,6 +72,7 @@ def create_app(settings: GatewaySettings, topology: Topology) -> FastAPI:
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_middleware(RequestTracing, observers=(log_request, metrics.observe))
     _add_generation(app, admission, settings)
+    _add_tokens(app, admission, settings)
     _add_models(app, admission, topology.model, text)
     _add_operations(app, metrics, topology.model)
     return app
@@ -73,6 +82,8 @@ def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) ->
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         background = Background()
+        timings = Timings()
+        line = Line(settings.max_open, timings)
         # Time is limited where it is known what for; a cold start may well take minutes.
         timeout = httpx.Timeout(None, connect=10.0)
         async with httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http:
@@ -91,10 +102,14 @@ def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) ->
                     main=MainClient(
                         http,
                         topology.main_url,
+                        line=line,
+                        timings=timings,
                         cold_start_timeout_s=settings.cold_start_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
                     ),
                     prices=DEFAULT_PRICES,
+                    line=line,
+                    timings=timings,
                 )
             }
             await background.close()
@@ -106,14 +121,16 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
     @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
-        job = await admission.chat(parse_body(body, ChatRequest))
-        return _answer(request, job)
+        checked = parse_body(body, ChatRequest)
+        limit_s = timeout_s(request.headers, stream=checked.stream)
+        return _answer(request, await admission.chat(checked, timeout_s=limit_s))
 
     @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
-        job = await admission.completion(parse_body(body, CompletionRequest))
-        return _answer(request, job)
+        checked = parse_body(body, CompletionRequest)
+        limit_s = timeout_s(request.headers, stream=checked.stream)
+        return _answer(request, await admission.completion(checked, timeout_s=limit_s))
 
     def _answer(request: Request, job: Job) -> Answer:
         return Answer(
@@ -124,17 +141,38 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
         )
 
 
+def _add_tokens(app: FastAPI, admission: Admission, settings: GatewaySettings) -> None:
+    """vLLM's routes; they need no model and wake nothing."""
+
+    @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        return _json(await admission.tokenize(parse_body(body, TokenizeRequest)))
+
+    @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        return _json(admission.detokenize(parse_body(body, DetokenizeRequest)))
+
+
 def _add_models(app: FastAPI, admission: Admission, name: str, text: TextModel) -> None:
-    model = Model(id=name, created=text.created, max_model_len=text.context_length)
+    async def model(request: Request) -> Model:
+        services: Services = request.state.services
+        return Model(
+            id=name,
+            created=text.created,
+            max_model_len=text.context_length,
+            state="starting" if services.line.cold else await services.planner.model_state(),
+        )
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        return _json(ModelList(data=[model]))
+    async def models(request: Request) -> Response:
+        return _json(ModelList(data=[await model(request)]))
 
     @app.get("/v1/models/{model_id:path}")  # noqa: FAST003  # as a parameter it could fail with 422
     async def one_model(request: Request) -> Response:
         admission.check_model(request.path_params["model_id"])
-        return _json(model)
+        return _json(await model(request))
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, model: str) -> None:

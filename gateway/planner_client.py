@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from gateway.background import Background
+from gateway.replies import ModelState
 from remoe.plan import Observation, Plan, PlanRequest
 
 __all__ = ["PlannerClient"]
@@ -16,6 +17,7 @@ __all__ = ["PlannerClient"]
 _log = structlog.get_logger()
 _JSON = {"content-type": "application/json"}
 _OBSERVATION_TIMEOUT_S = 10.0
+_STATE_TIMEOUT_S = 0.5
 
 
 class PlannerClient:
@@ -43,6 +45,17 @@ class PlannerClient:
         except (httpx.HTTPError, msgspec.DecodeError) as error:
             _log.warning("going on without a plan", reason=repr(error))
         return None
+
+    async def model_state(self) -> ModelState:
+        """Whether a main function has claimed its deployment, which it gives back on leaving."""
+        try:
+            async with asyncio.timeout(_STATE_TIMEOUT_S):
+                response = await self._http.get(f"{self._url}/v1/deployment")
+        except (httpx.HTTPError, TimeoutError):
+            return "unknown"
+        if response.status_code == httpx.codes.OK:
+            return "ready"
+        return "zero" if response.status_code == httpx.codes.NOT_FOUND else "unknown"
 
     def observe(self, observation: Observation) -> None:
         """Report a finished request in the background; the loss of a report is logged."""

@@ -91,22 +91,30 @@ def test_a_sleeping_main_function_is_waited_for_with_heartbeats(
     stack.main.before_headers = gate = Gate()
     stack.main.ready_for_ms = ready_for_ms
     url = serve_gateway(heartbeat_s=0.05)
+    stack.main.start_ms = "30,20"
     asked = time.perf_counter()
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=CHAT, timeout=20) as reply:
         assert reply.status_code == 200
         lines = (line for line in reply.iter_lines() if line)
         stack.main.arrived.wait()
         arrived = time.perf_counter()
-        assert next(lines) == ": remoe waiting for the main function, 0.05 s"
-        assert next(lines) == ": remoe waiting for the main function, 0.1 s"
+        assert next(lines).startswith(": remoe phase=starting waited_s=0.")
+        assert next(lines).startswith(": remoe phase=starting waited_s=0.")
         at_least_ms = (time.perf_counter() - arrived) * 1e3 - ready_for_ms
         gate.open()
         rest = [line for line in lines if not line.startswith(":")]
     at_most_ms = (time.perf_counter() - asked) * 1e3 - ready_for_ms
     receipt = json.loads(rest[-2].removeprefix("data: "))["x_remoe"]
     # The replica says how long it had been ready; the rest of the wait was its cold start.
-    assert at_least_ms <= receipt["cold_start"]["main_ms"] <= at_most_ms
-    assert receipt["cold_start"]["experts_ms"] == 125
+    cold = receipt["cold_start"]
+    assert at_least_ms <= cold["main_ms"] <= at_most_ms
+    # Its parts, counted backwards from when it was ready.
+    load_ms = min(20, cold["main_ms"])
+    assert cold["load_ms"] == load_ms
+    assert cold["boot_ms"] == pytest.approx(min(30, cold["main_ms"] - load_ms), abs=0.01)
+    parts = cold["activation_ms"] + cold["boot_ms"] + cold["load_ms"]
+    assert parts == pytest.approx(cold["main_ms"], abs=0.01)
+    assert cold["experts_ms"] == 125
     assert receipt["cold_start_ms"] == pytest.approx(receipt["cold_start"]["main_ms"] + 125)
 
 
