@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypedDict
 
-import httpx
+import aiohttp
 import msgspec
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -46,7 +46,8 @@ from remoe.topology import Topology
 __all__ = ["create_app"]
 
 # Functions behind us keep idle connections longer (75 s), so we close first.
-_LIMITS = httpx.Limits(max_connections=2048, max_keepalive_connections=128, keepalive_expiry=30)
+_KEEP_ALIVE_S = 30
+_MOST_CONNECTIONS = 2048
 
 
 class _State(TypedDict):
@@ -85,8 +86,11 @@ def _lifespan(settings: GatewaySettings, topology: Topology, text: TextModel) ->
         timings = Timings()
         line = Line(settings.max_open, timings)
         # Time is limited where it is known what for; a cold start may well take minutes.
-        timeout = httpx.Timeout(None, connect=10.0)
-        async with httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        connector = aiohttp.TCPConnector(limit=_MOST_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S)
+        async with aiohttp.ClientSession(
+            timeout=timeout, connector=connector, auto_decompress=False
+        ) as http:
             yield {
                 "services": Services(
                     text=text,

@@ -39,6 +39,9 @@ class Shown:
     def __bool__(self) -> bool:
         return bool(self.text or self.pieces or self.calls)
 
+    def __add__(self, other: Shown) -> Shown:
+        return Shown(self.text + other.text, self.pieces + other.pieces, self.calls + other.calls)
+
 
 class Choice:
     """The state of one generation as the client sees it."""
@@ -51,6 +54,8 @@ class Choice:
         self._detokenizer = detokenizer
         self._stops = StopMatcher(stops)
         self._parser = ToolCallParser() if calls_tools else None
+        # Nothing looks at the text token by token.
+        self._plain = not stops and not calls_tools
         self._held: deque[TokenPiece] = deque()
         # Characters of the whole text: of all tokens, and of those out of the stop matcher.
         self._decoded = 0
@@ -80,17 +85,41 @@ class Choice:
         self._decoded = self._passed = len(prompt)
         return Shown(prompt, pieces)
 
-    def absorb(self, event: GenerateEvent, *, now: float) -> Shown:
-        """Take an event in and return what it makes safe to show.
+    def absorb(self, events: Sequence[GenerateEvent], *, now: float) -> Shown:
+        """Take events in that came together and return what they make safe to show.
 
         Tokens after the one that completed a stop string do not count: they were never asked for.
         """
+        shown = Shown()
+        if any(event.tokens for event in events):
+            self.record.first_token_at = self.record.first_token_at or now
+            self.record.last_token_at = now
+        if self._plain and not any(event.logprobs for event in events):
+            tokens = [token for event in events for token in event.tokens]
+            self.record.tokens += len(tokens)
+            shown.text = self._detokenizer.push_all(tokens)
+        else:
+            for event in events:
+                self._take_tokens(shown, event)
+                if self.finish:
+                    break
+        # What came after a stop string was computed all the same, and is on the bill.
+        self.record.stats = events[-1].stats or self.record.stats
+        finish = events[-1].finish
+        if finish is not None and self.finish is None:
+            self._show(shown, self._detokenizer.flush())
+            if self.finish is None:
+                self._pass(shown, self._stops.flush())
+                self._end(shown, "length" if finish == "length" else "stop")
+                shown.pieces += self._held
+                return shown
+        while self._held and self._held[0].offset < self._passed:
+            shown.pieces.append(self._held.popleft())
+        return shown
+
+    def _take_tokens(self, shown: Shown, event: GenerateEvent) -> None:
         record = self.record
         record.stats = event.stats or record.stats
-        if event.tokens:
-            record.first_token_at = record.first_token_at or now
-            record.last_token_at = now
-        shown = Shown()
         for place, token in enumerate(event.tokens):
             record.tokens += 1
             if event.logprobs:
@@ -99,17 +128,7 @@ class Choice:
                 self._held.append(TokenPiece(token, scored, self._decoded))
             self._show(shown, self._detokenizer.push(token))
             if self.finish:
-                break
-        if event.finish is not None and self.finish is None:
-            self._show(shown, self._detokenizer.flush())
-            if self.finish is None:
-                self._pass(shown, self._stops.flush())
-                self._end(shown, "length" if event.finish == "length" else "stop")
-                shown.pieces += self._held
-                return shown
-        while self._held and self._held[0].offset < self._passed:
-            shown.pieces.append(self._held.popleft())
-        return shown
+                return
 
     def _show(self, shown: Shown, piece: str) -> None:
         self._decoded += len(piece)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
-import httpx
+import aiohttp
 import msgspec
 import structlog
 
@@ -15,6 +16,7 @@ from remoe.plan import Observation, Plan, PlanRequest
 __all__ = ["PlannerClient"]
 
 _log = structlog.get_logger()
+_plan_decoder = msgspec.json.Decoder(Plan)
 _JSON = {"content-type": "application/json"}
 _OBSERVATION_TIMEOUT_S = 10.0
 _STATE_TIMEOUT_S = 0.5
@@ -24,7 +26,7 @@ class PlannerClient:
     """Asks for plans within a limit of time, and reports what requests really did."""
 
     def __init__(
-        self, http: httpx.AsyncClient, url: str, background: Background, *, timeout_s: float
+        self, http: aiohttp.ClientSession, url: str, background: Background, *, timeout_s: float
     ) -> None:
         self._http = http
         self._url = url
@@ -35,27 +37,25 @@ class PlannerClient:
         """Return the plan, or None when the planner is down, late, or not understood."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._http.post(
-                    f"{self._url}/v1/plan", content=msgspec.json.encode(request), headers=_JSON
-                )
-            response.raise_for_status()
-            return msgspec.json.decode(response.content, type=Plan)
+                body = await self._post("/v1/plan", request)
+            return _plan_decoder.decode(body)
+        except (aiohttp.ClientError, msgspec.DecodeError) as error:
+            _log.warning("going on without a plan", reason=repr(error))
         except TimeoutError:
             _log.warning("going on without a plan", reason="late", limit_s=self._timeout_s)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
-            _log.warning("going on without a plan", reason=repr(error))
         return None
 
     async def model_state(self) -> ModelState:
         """Whether a main function has claimed its deployment, which it gives back on leaving."""
         try:
             async with asyncio.timeout(_STATE_TIMEOUT_S):
-                response = await self._http.get(f"{self._url}/v1/deployment")
-        except (httpx.HTTPError, TimeoutError):
+                async with self._http.get(f"{self._url}/v1/deployment") as response:
+                    status = response.status
+        except (aiohttp.ClientError, TimeoutError):
             return "unknown"
-        if response.status_code == httpx.codes.OK:
+        if status == HTTPStatus.OK:
             return "ready"
-        return "zero" if response.status_code == httpx.codes.NOT_FOUND else "unknown"
+        return "zero" if status == HTTPStatus.NOT_FOUND else "unknown"
 
     def observe(self, observation: Observation) -> None:
         """Report a finished request in the background; the loss of a report is logged."""
@@ -65,11 +65,12 @@ class PlannerClient:
     async def _observe(self, observation: Observation) -> None:
         try:
             async with asyncio.timeout(_OBSERVATION_TIMEOUT_S):
-                response = await self._http.post(
-                    f"{self._url}/v1/observations",
-                    content=msgspec.json.encode(observation),
-                    headers=_JSON,
-                )
-            response.raise_for_status()
-        except (httpx.HTTPError, TimeoutError) as error:
+                await self._post("/v1/observations", observation)
+        except (aiohttp.ClientError, TimeoutError) as error:
             _log.warning("lost an observation", plan_id=observation.plan_id, reason=repr(error))
+
+    async def _post(self, path: str, message: msgspec.Struct) -> bytes:
+        body = msgspec.json.encode(message)
+        async with self._http.post(f"{self._url}{path}", data=body, headers=_JSON) as response:
+            response.raise_for_status()
+            return await response.read()

@@ -117,11 +117,13 @@ def test_logprobs_never_run_ahead_of_the_text(tokenizer: Tokenizer, data: st.Dat
         size = data.draw(st.integers(1, 4))
         now, rest = rest[:size], rest[size:]
         step = choice.absorb(
-            GenerateEvent(
-                tokens=now,
-                logprobs=[scored(token, 0) for token in now],
-                finish=None if rest else "stop",
-            ),
+            [
+                GenerateEvent(
+                    tokens=now,
+                    logprobs=[scored(token, 0) for token in now],
+                    finish=None if rest else "stop",
+                )
+            ],
             now=1.0,
         )
         shown += step.text

@@ -32,7 +32,8 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
     gpu, cpu = DEFAULT_PRICES.gpu_usd_per_gb_s, DEFAULT_PRICES.cpu_usd_per_gb_s
     cost = {"main_gpu_usd": gpu, "main_cpu_usd": 2 * tokens * cpu, "remote_usd": 0.5 * cpu}
     measured = {name: receipt.pop(name) for name in ("ttft_ms", "tpot_ms", "gateway_ms")}
-    assert all(isinstance(value, float) and value > 0 for value in measured.values())
+    # The fake's tokens may all arrive together.
+    assert all(isinstance(value, float) and value >= 0 for value in measured.values())
     assert measured["gateway_ms"] < measured["ttft_ms"]  # type: ignore[operator]
     assert receipt == {
         "plan_id": "plan-1",

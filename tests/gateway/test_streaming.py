@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -199,7 +200,7 @@ def test_a_failure_in_the_middle_of_a_whole_answer_is_not_to_be_retried(
 def endless(stack: Stack) -> None:
     async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         yield GenerateEvent(tokens=stack.encode("Paris"))
-        await Gate().passed()
+        await asyncio.Event().wait()
 
     stack.main.script = script
 
@@ -237,7 +238,7 @@ def test_one_failed_sample_cancels_the_others(stack: Stack, http: httpx.Client) 
         yield GenerateEvent(tokens=stack.encode("Paris"))
         if next(first, False):
             yield GenerateEvent(finish="error", error="out of memory")
-        await Gate().passed()
+        await asyncio.Event().wait()
 
     stack.main.script = script
     reply = http.post("/v1/chat/completions", json={**CHAT, "stream": False, "n": 2})
@@ -252,11 +253,13 @@ def test_a_found_stop_string_cancels_the_generation(stack: Stack, http: httpx.Cl
     async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         for count, token in enumerate(tokens(), start=1):
             yield GenerateEvent(tokens=[token], stats=stats(request, count))
-        await Gate().passed()
+        await asyncio.Event().wait()
 
     stack.main.script = script
     reply = http.post("/v1/chat/completions", json={**CHAT, "stream": False, "stop": "Paris"})
     assert reply.json()["choices"][0]["message"]["content"] == "France is "
     stack.main.cancelled.wait()
     receipt = reply.json()["x_remoe"]
-    assert receipt["main_gb_s"] == 1.0 + 2.0 * reply.json()["usage"]["completion_tokens"]
+    # Tokens that came with the one that ended the text were computed, if not asked for.
+    used = (receipt["main_gb_s"] - 1.0) / 2.0
+    assert reply.json()["usage"]["completion_tokens"] <= used <= len(list(tokens()))
