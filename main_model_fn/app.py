@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
+from main_model_fn.guide import Guides
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.loading import load_split_model
@@ -75,6 +76,9 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         limits=limits,
         deployment_plan_id=deployment.plan_id,
         recurrent=checkpoint.family.recurrent,
+        guides=Guides(
+            Path(topology.model_dir) / "tokenizer.json", vocab_size=int(model.config.vocab_size)
+        ),
     )
     engine.start()
     _log.info(

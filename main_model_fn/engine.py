@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from transformers import PreTrainedModel
 
+from main_model_fn.guide import Guide, Guides
 from main_model_fn.metering import StepMeter
 from main_model_fn.paged_runner import PagedRunner
 from main_model_fn.runner import EngineLimits, Runner
@@ -40,12 +42,14 @@ class Engine:
         limits: EngineLimits,
         deployment_plan_id: str,
         recurrent: bool = False,
+        guides: Guides | None = None,
     ) -> None:
         self._meter = meter
         self._limits = limits
         self.deployment_plan_id = deployment_plan_id
         self._vocab_size = int(model.config.vocab_size)
         self._open = 0
+        self._guides = guides
         runner = SequentialRunner if recurrent else PagedRunner
         self._runner: Runner = runner(model, Steps(model, meter), limits)
 
@@ -80,6 +84,8 @@ class Engine:
         named = (*request.prompt_tokens, *request.sampling.logit_bias)
         if not all(0 <= token < self._vocab_size for token in named):
             raise InvalidRequestError(f"token ids must lie in 0 to {self._vocab_size - 1}")
+        if request.grammar is not None and self._guides is None:
+            raise InvalidRequestError("this model's tokenizer is not known here, nor any grammar")
         wanted = len(request.prompt_tokens) + request.max_new_tokens
         if wanted > self._limits.kv_tokens:
             raise ContextLengthError(
@@ -97,7 +103,7 @@ class Engine:
         arrived_at = time.monotonic()
         limit_s = request.deadline_s
         meter = self._meter.open(None if limit_s is None else arrived_at + limit_s)
-        stream = Stream(request, meter)
+        stream = Stream(request, meter, await self._guide(request))
         self._open += 1
         self._runner.submit(stream)
         try:
@@ -109,6 +115,13 @@ class Engine:
             if not stream.ended:
                 stream.ended = True
                 self._runner.cancel(stream)
+
+    async def _guide(self, request: GenerateRequest) -> Guide | None:
+        if request.grammar is None or self._guides is None:
+            return None
+        return await asyncio.to_thread(
+            self._guides.guide, request.grammar, tuple(request.stop_tokens)
+        )
 
     async def _events(self, stream: Stream, arrived_at: float) -> AsyncGenerator[GenerateEvent]:
         request = stream.request

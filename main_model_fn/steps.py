@@ -75,12 +75,16 @@ class Steps:
         for row, stream in enumerate(self._yielding):
             sampling, top = stream.request.sampling, stream.request.logprobs
             token, logprob = tokens[row], None
-            if top is not None or not takes_likeliest(sampling):
+            guide = stream.guide
+            if top is not None or guide is not None or not takes_likeliest(sampling):
                 scores = logits[row].numpy(force=True)
-                token = choose_token(scores, sampling, seed=stream.seed, generated=stream.tokens)
+                left = scores if guide is None else guide.restrict(scores)
+                token = choose_token(left, sampling, seed=stream.seed, generated=stream.tokens)
                 logprob = None if top is None else token_logprob(scores, token, top)
                 logits[row, token] = torch.inf
             chosen.append((stream, token, logprob))
         self._meter.end_step(time.monotonic())
         for stream, token, logprob in chosen:
+            if stream.guide is not None and not stream.guide.accept(token):
+                stream.fail()
             stream.add(token, logprob)

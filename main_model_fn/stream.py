@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import NamedTuple, Self
 
+from main_model_fn.guide import Guide
 from main_model_fn.metering import RequestMeter
 from remoe.generation import FinishReason, GenerateRequest, TokenLogprob
 
@@ -29,9 +30,12 @@ class Stream:
     Made on the event loop that reads it; `add` and `fail` are called from the engine's thread.
     """
 
-    def __init__(self, request: GenerateRequest, meter: RequestMeter) -> None:
+    def __init__(
+        self, request: GenerateRequest, meter: RequestMeter, guide: Guide | None = None
+    ) -> None:
         self.request = request
         self.meter = meter
+        self.guide = guide
         # Clients choose request ids and may repeat them; the engine's own must be unique.
         self.engine_id = f"{request.request_id}-{secrets.token_hex(4)}"
         seed = request.sampling.seed

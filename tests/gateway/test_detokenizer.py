@@ -41,7 +41,8 @@ def test_tokens_that_come_together_read_the_same(
 ) -> None:
     tokens = [*tokenizer.encode(text, add_special_tokens=False).ids, *broken]
     detokenizer = Detokenizer(tokenizer)
-    shown, start = [], 0
+    shown = list[str]()
+    start = 0
     while start < len(tokens):
         size = sizes[len(shown) % len(sizes)]
         shown.append(detokenizer.push_all(tokens[start : start + size]))
