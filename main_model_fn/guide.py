@@ -55,7 +55,7 @@ class Guides:
         """
         if not stop_tokens:
             raise InvalidRequestError("a grammar needs stop tokens to end the answer with")
-        matcher = LLMatcher(self._tokens(stop_tokens), grammar)
+        matcher = LLMatcher(self._tokens(stop_tokens), grammar, log_level=0)
         if matcher.is_error():
             raise InvalidRequestError(f"not a grammar: {matcher.get_error()[:500]}")
         return Guide(matcher, end_token=stop_tokens[0])

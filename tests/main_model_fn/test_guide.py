@@ -170,4 +170,4 @@ def test_an_answer_that_left_its_grammar_fails_alone(
     assert (len(tokens), later) == (4, "length")
     # The engine was told to end it rather than go on to the limit.
     assert len(calls) <= 5
-    assert Pages(guided).idle
+    asyncio.run(Pages(guided).become_idle())
