@@ -50,7 +50,7 @@ def error_response(error: RemoeError) -> Response:
         headers["x-should-retry"] = "true"
     elif error.status >= 500:
         headers["x-should-retry"] = "false"
-    if error.status == 413:
+    if error.status in {408, 413}:
         # The rest of the body is not read, so the connection cannot be used again.
         headers["connection"] = "close"
     return Response(

@@ -175,6 +175,8 @@ def serve_asgi(app: App, *, log_level: str) -> None:
     """
     import uvicorn
 
+    from remoe.slow_clients import ImpatientProtocol
+
     watch_lifeline()
     listener = bind()
     notifier = Notifier.from_environment()
@@ -210,7 +212,7 @@ def serve_asgi(app: App, *, log_level: str) -> None:
     config = uvicorn.Config(
         _Metered(app, notifier, in_flight),
         loop="uvloop",
-        http="httptools",
+        http=ImpatientProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

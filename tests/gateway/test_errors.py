@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 
 import httpx
 import openai
@@ -398,3 +400,36 @@ def test_no_body_makes_the_server_fail(
     assert reply.status_code in {200, 400}, reply.text
     if reply.status_code == 400:
         error_of(reply)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.validation._BODY_TIMEOUT_S", 0.1)
+    address = stack.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), 10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
+        )
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in reply
+    assert b"connection: close" in reply
+    assert stack.main.requests == []
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_date(
+    stack: Stack, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.main.say("Paris")
+    real = time.time
+    for jump_s in (-86_400 * 365, 86_400 * 365):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
+            reply = client.completions.create(
+                model=MODEL, prompt="x", extra_headers={"x-remoe-timeout-s": "5"}
+            )
+        assert reply.choices[0].text == "Paris"
+        assert reply.created == pytest.approx(real() + jump_s, abs=60)
+        receipt = (reply.model_extra or {})["x_remoe"]
+        assert 0 <= receipt["gateway_ms"] <= receipt["ttft_ms"] < 5_000
