@@ -47,11 +47,11 @@ def family_table() -> str:
     """One line a supported family of models."""
     lines = [
         "",
-        "| `model_type` | Models | Experts in the checkpoint | `remoe up` |",
+        "| `model_type` | Models | Experts in the checkpoint | Requests run |",
         "|---|---|---|---|",
     ]
     for family in sorted(FAMILIES.values(), key=lambda family: family.model_type):
-        served = "not yet: recurrent layers" if family.recurrent else "yes"
+        served = "one at a time" if family.recurrent else "all at once"
         layout = f"{family.layout.summary}: `{family.layout.down.split('.', 3)[3]}`"
         lines.append(f"| `{family.model_type}` | {family.title} | {layout} | {served} |")
     return "\n".join([*lines, "", ""])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from gateway.config import GatewaySettings
 from gateway.conversation import turns
+from gateway.guidance import grammar_for, offered_tools
 from gateway.policy import check_policy
-from gateway.requests import ChatRequest, CompletionRequest, GenerationFields, Prompt
+from gateway.replies import Detokenized, Tokenized
+from gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationFields,
+    Prompt,
+    TokenizeRequest,
+    Tool,
+)
 from gateway.sampling import sampling_params
 from gateway.text import TextModel
 from remoe.errors import (
@@ -24,7 +35,11 @@ __all__ = ["Admission", "Job"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One admitted request. Choice `i` is sample `i % samples` of prompt `i // samples`."""
+    """One admitted request. Choice `i` is sample `i % samples` of prompt `i // samples`.
+
+    Of the samples of a prompt the `n` best are answered with. `echo` has the prompts' texts if the
+    answer begins with them. `logprobs` is the number of alternatives, None for none at all.
+    """
 
     kind: Literal["chat", "completions"]
     model: str
@@ -35,6 +50,20 @@ class Job:
     stop_tokens: tuple[int, ...]
     stream: bool
     include_usage: bool
+    n: int = 1
+    echo: tuple[str, ...] = ()
+    logprobs: int | None = None
+    shows_logprobs: bool = True
+    grammar: str | None = None
+    calls_tools: bool = False
+    timeout_s: float | None = None
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """Alternatives for the prompt's tokens: an echoed prompt is scored like its answer."""
+        if not self.echo:
+            return None
+        return 0 if self.logprobs is None and 0 in self.max_new_tokens else self.logprobs
 
     @property
     def samples(self) -> int:
@@ -66,16 +95,21 @@ class Admission:
                 param="model",
             )
 
-    async def chat(self, request: ChatRequest) -> Job:
-        self._check(request, prompts=1)
-        template = self._text.chat_template
-        if template is None:
+    async def chat(self, request: ChatRequest, *, timeout_s: float | None = None) -> Job:
+        self._check(request, prompts=1, samples=request.n)
+        if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError(
-                f"The model '{self._model}' has no chat template; use /v1/completions.",
-                param="messages",
+                "'top_logprobs' may only be given together with 'logprobs': true.",
+                param="top_logprobs",
             )
-        text = template.render(turns(request.messages), request.chat_template_kwargs)
-        prompt = await self._text.encode(text, special_tokens=False, param="messages")
+        tools = offered_tools(request)
+        shaped = request.response_format is not None and request.response_format.type != "text"
+        if tools or shaped or request.logprobs:
+            await self._text.vocabulary.load()
+        grammar = grammar_for(request, self._text.vocabulary)
+        prompt = await self._text.encode(
+            self._lay_out(request, tools), special_tokens=False, param="messages"
+        )
         limit = self._limit(
             prompt,
             request.token_limit,
@@ -83,11 +117,54 @@ class Admission:
             prompt_field="messages",
             limit_field="max_completion_tokens" if request.max_completion_tokens else "max_tokens",
         )
-        return self._job("chat", request, [prompt], [limit])
+        return self._job(
+            "chat",
+            request,
+            [prompt],
+            [limit],
+            logprobs=request.top_logprobs if request.logprobs else None,
+            grammar=grammar,
+            calls_tools=bool(tools),
+            timeout_s=timeout_s,
+        )
 
-    async def completion(self, request: CompletionRequest) -> Job:
+    def _lay_out(self, request: ChatRequest | TokenizeRequest, tools: Sequence[Tool] = ()) -> str:
+        """The conversation as the model reads it."""
+        template = self._text.chat_template
+        if template is None:
+            raise InvalidRequestError(
+                f"The model '{self._model}' has no chat template; use /v1/completions.",
+                param="messages",
+            )
+        if tools and template.knows_tools and not template.speaks_hermes:
+            raise UnsupportedParameterError(
+                "'tools' are not supported with this model: its chat template writes calls in a "
+                "format of its own, which this server does not read. Send the request without "
+                "tools, or use a model whose template writes <tool_call>.",
+                param="tools",
+            )
+        native = template.knows_tools and template.speaks_hermes
+        return template.render(
+            turns(request.messages or [], tools, native_tools=native),
+            request.chat_template_kwargs,
+            tools=[tool.model_dump(exclude_none=True) for tool in tools] if native else (),
+            add_generation_prompt=getattr(request, "add_generation_prompt", True),
+        )
+
+    async def completion(
+        self, request: CompletionRequest, *, timeout_s: float | None = None
+    ) -> Job:
         texts, token_lists = _split(request.prompt)
-        self._check(request, prompts=len(texts) + len(token_lists))
+        samples = _candidates(request)
+        self._check(request, prompts=len(texts) + len(token_lists), samples=samples)
+        if request.max_tokens == 0 and not request.echo:
+            raise InvalidRequestError(
+                "'max_tokens' 0 generates nothing, which only makes sense with 'echo': true, to "
+                "score the prompt. Ask for at least 1 token.",
+                param="max_tokens",
+            )
+        if request.logprobs is not None:
+            await self._text.vocabulary.load()
         prompts = [
             await self._text.encode(text, special_tokens=True, param="prompt")
             or list(self._text.document_start)
@@ -106,9 +183,52 @@ class Admission:
             )
             for prompt in prompts
         ]
-        return self._job("completions", request, prompts, limits)
+        echo = [*texts, *map(self._text.decode, token_lists)] if request.echo else []
+        # Candidates are compared by their log-probabilities, asked for or not.
+        compared = 0 if samples > request.n else None
+        return self._job(
+            "completions",
+            request,
+            prompts,
+            limits,
+            samples=samples,
+            echo=echo,
+            logprobs=compared if request.logprobs is None else request.logprobs,
+            shows_logprobs=request.logprobs is not None,
+            timeout_s=timeout_s,
+        )
 
-    def _check(self, request: GenerationFields, *, prompts: int) -> None:
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """The tokens of a text, or of a conversation with the chat template around it."""
+        self.check_model(request.model or self._model)
+        if (request.prompt is None) == (request.messages is None):
+            raise InvalidRequestError(
+                "Give either 'prompt' or 'messages', and not both.", param="prompt"
+            )
+        chat = request.messages is not None
+        text = self._lay_out(request) if chat else request.prompt or ""
+        special = request.add_special_tokens
+        tokens = await self._text.encode(
+            text,
+            special_tokens=not chat if special is None else special,
+            param="messages" if chat else "prompt",
+        )
+        return Tokenized(
+            count=len(tokens),
+            max_model_len=self._text.context_length,
+            tokens=tokens,
+            token_strs=[self._text.tokenizer.id_to_token(token) or "" for token in tokens]
+            if request.return_token_strs
+            else None,
+        )
+
+    def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        self.check_model(request.model or self._model)
+        if request.tokens:
+            self._check_tokens(request.tokens, param="tokens")
+        return Detokenized(prompt=self._text.decode(request.tokens))
+
+    def _check(self, request: GenerationFields, *, prompts: int, samples: int) -> None:
         """What can be refused before any text is tokenized."""
         self.check_model(request.model)
         check_policy(request)
@@ -123,20 +243,20 @@ class Admission:
                 "Send several requests instead.",
                 param="n",
             )
-        if prompts * request.n > self._settings.max_choices:
+        if prompts * samples > self._settings.max_choices:
             raise InvalidRequestError(
-                f"{prompts} prompts with n={request.n} are {prompts * request.n} choices; one "
-                f"request may ask for {self._settings.max_choices}. Send several requests.",
+                f"{prompts} prompts with {samples} answers each are {prompts * samples} choices; "
+                f"one request may ask for {self._settings.max_choices}. Send several requests.",
                 param="prompt",
             )
 
-    def _check_tokens(self, tokens: list[int]) -> None:
+    def _check_tokens(self, tokens: list[int], *, param: str = "prompt") -> None:
         highest = max(tokens)
         if highest >= self._text.vocab_size:
             raise InvalidRequestError(
-                f"Token {highest} in 'prompt' is not one of the model's {self._text.vocab_size} "
+                f"Token {highest} in '{param}' is not one of the model's {self._text.vocab_size} "
                 f"tokens (0 to {self._text.vocab_size - 1}).",
-                param="prompt",
+                param=param,
             )
 
     def _limit(
@@ -151,7 +271,8 @@ class Admission:
         """How many tokens may be generated: what was asked if it fits, else what is left."""
         context = self._text.context_length
         left = context - len(prompt)
-        if left < 1:
+        # A prompt that is only scored may fill the context.
+        if left < (given != 0):
             raise ContextLengthError(
                 f"This model's maximum context length is {context} tokens. However, your "
                 f"{prompt_field} resulted in {len(prompt)} tokens, which leaves no room for an "
@@ -166,7 +287,7 @@ class Admission:
                 f"'{limit_field}' to at most {left}.",
                 param=limit_field,
             )
-        return given or min(left, default or left)
+        return min(left, default or left) if given is None else given
 
     def _job(
         self,
@@ -174,6 +295,14 @@ class Admission:
         request: GenerationFields,
         prompts: list[list[int]],
         limits: list[int],
+        *,
+        samples: int | None = None,
+        echo: Sequence[str] = (),
+        logprobs: int | None = None,
+        shows_logprobs: bool = True,
+        grammar: str | None = None,
+        calls_tools: bool = False,
+        timeout_s: float | None = None,
     ) -> Job:
         options = request.stream_options
         return Job(
@@ -188,13 +317,37 @@ class Admission:
                     sample=sample,
                     vocab_size=self._text.vocab_size,
                 )
-                for sample in range(request.n)
+                for sample in range(samples or request.n)
             ),
             stops=request.stops,
             stop_tokens=() if request.ignore_eos else self._text.stop_tokens,
             stream=request.stream,
             include_usage=options is not None and options.include_usage,
+            n=request.n,
+            echo=tuple(echo),
+            logprobs=logprobs,
+            shows_logprobs=shows_logprobs,
+            grammar=grammar,
+            calls_tools=calls_tools,
+            timeout_s=timeout_s,
         )
+
+
+def _candidates(request: CompletionRequest) -> int:
+    """How many answers to generate for each prompt: `best_of`, of which the best are shown."""
+    best_of = request.best_of or request.n
+    if best_of < request.n:
+        raise InvalidRequestError(
+            f"'best_of' must be at least 'n', which is {request.n}; got {best_of}.",
+            param="best_of",
+        )
+    if request.stream and best_of > request.n:
+        raise InvalidRequestError(
+            "With 'best_of' larger than 'n' the answers must be complete before they can be "
+            "compared, so they cannot be streamed.",
+            param="best_of",
+        )
+    return best_of
 
 
 def _split(prompt: Prompt) -> tuple[list[str], list[list[int]]]:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.admission import Job
+from gateway.choice import Shown
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ReplyFormat, WholeChoice, format_for
@@ -66,7 +67,7 @@ class Answer(Response):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _answer(self, send: Send) -> None:
-        reply = format_for(self._job)
+        reply = format_for(self._job, self._services.text.vocabulary)
         trace = self._trace
         trace.reply_id, trace.model = reply.id, self._job.model
         trace.streamed = self._job.stream
@@ -97,16 +98,20 @@ class Answer(Response):
         return Usage(prompt, completion, prompt + completion)
 
     async def _whole(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
-        texts: list[list[str]] = [[] for _ in range(self._job.choices)]
+        wholes = [Shown() for _ in range(self._job.choices)]
         finishes: dict[int, FinishReason] = {}
+        texts: list[list[str]] = [[] for _ in wholes]
         while not generation.finished():
             for delta in await generation.next():
-                texts[delta.index].append(delta.text)
+                texts[delta.index].append(delta.shown.text)
+                wholes[delta.index].pieces += delta.shown.pieces
+                wholes[delta.index].calls += delta.shown.calls
                 if delta.finish:
                     finishes[delta.index] = delta.finish
-        choices = [
-            WholeChoice("".join(parts), finishes[index]) for index, parts in enumerate(texts)
-        ]
+        choices = []
+        for index in generation.best():
+            wholes[index].text = "".join(texts[index])
+            choices.append(WholeChoice(wholes[index], finishes[index]))
         body = _encoder.encode(
             reply.whole(choices, self._usage(generation), self._close(generation))
         )
@@ -120,15 +125,12 @@ class Answer(Response):
     async def _stream(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
         """Send chunks as they come. The headers wait for the first one, or for one heartbeat."""
         stream = _EventStream(send)
-        silent_s = 0.0
         try:
             while not generation.finished():
                 deltas = await generation.next(self._heartbeat_s)
                 if not deltas:
-                    silent_s += self._heartbeat_s
-                    await stream.comment(_waiting(generation, silent_s))
+                    await stream.comment(generation.progress.comment())
                     continue
-                silent_s = 0.0
                 last = generation.finished() and not self._job.include_usage
                 chunks = [
                     chunk
@@ -185,11 +187,6 @@ class _EventStream:
                 {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
             )
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _waiting(generation: Generation, silent_s: float) -> str:
-    subject = "the next token" if generation.completion_tokens else "the main function"
-    return f"remoe waiting for {subject}, {silent_s:.3g} s"
 
 
 async def _client_gone(receive: Receive) -> None:

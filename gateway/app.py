@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-import httpx
+import aiohttp
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -24,9 +24,11 @@ from gateway.background import Background
 from gateway.books import Books
 from gateway.config import GatewaySettings
 from gateway.dashboard import Dashboard, RecentRequests
+from gateway.deadline import timeout_s
 from gateway.errors import on_http_exception, on_remoe_error
 from gateway.generation import Services
 from gateway.key_ring import Caller
+from gateway.line import Line
 from gateway.main_client import MainClient
 from gateway.metrics import Metrics
 from gateway.middleware import RequestTracing
@@ -35,10 +37,16 @@ from gateway.openapi import ERROR_RESPONSES, body_of, describe
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
 from gateway.replies import Model, ModelList
-from gateway.requests import ChatRequest, CompletionRequest
+from gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
 from gateway.text import TextModel
+from gateway.timings import Timings
 from gateway.validation import parse_body, read_body
 from remoe.accounts.database import open_database
 from remoe.errors import RemoeError, SettingsError
@@ -48,7 +56,6 @@ from remoe.topology import Topology
 __all__ = ["create_app"]
 
 # Functions behind us keep idle connections longer (75 s), so we close first.
-_LIMITS = httpx.Limits(max_connections=2048, max_keepalive_connections=128, keepalive_expiry=30)
 _EXPOSED_HEADERS = [
     "retry-after",
     "x-request-id",
@@ -58,6 +65,8 @@ _EXPOSED_HEADERS = [
         for unit in ("requests", "tokens")
     ),
 ]
+_KEEP_ALIVE_S = 30
+_MOST_CONNECTIONS = 2048
 
 
 class _State(TypedDict):
@@ -112,6 +121,7 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
         )
     app.add_middleware(RequestTracing, observers=(log_request, metrics.observe, recent.observe))
     _add_generation(app, admission, settings)
+    _add_tokens(app, admission, settings)
     _add_models(app, admission, topology.model, text)
     _add_operations(app, metrics)
     Dashboard(
@@ -155,11 +165,16 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         background = Background()
         shared.watch.start()
+        timings = Timings()
+        line = Line(settings.max_open, timings)
         # Time is limited where it is known what for; a cold start may well take minutes.
-        timeout = httpx.Timeout(None, connect=10.0)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        connector = aiohttp.TCPConnector(limit=_MOST_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S)
         async with (
             shared.books.opened(),
-            httpx.AsyncClient(timeout=timeout, limits=_LIMITS, trust_env=False) as http,
+            aiohttp.ClientSession(
+                timeout=timeout, connector=connector, auto_decompress=False
+            ) as http,
         ):
             yield {
                 "services": Services(
@@ -176,11 +191,15 @@ def _lifespan(
                     main=MainClient(
                         http,
                         topology.main_url,
+                        line=line,
+                        timings=timings,
                         cold_start_timeout_s=settings.cold_start_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
                     ),
                     prices=shared.prices,
                     resident=shared.resident,
+                    line=line,
+                    timings=timings,
                 )
             }
             await background.close()
@@ -193,14 +212,16 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
     @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
-        job = await admission.chat(parse_body(body, ChatRequest))
-        return _answer(request, job)
+        checked = parse_body(body, ChatRequest)
+        limit_s = timeout_s(request.headers, stream=checked.stream)
+        return _answer(request, await admission.chat(checked, timeout_s=limit_s))
 
     @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
-        job = await admission.completion(parse_body(body, CompletionRequest))
-        return _answer(request, job)
+        checked = parse_body(body, CompletionRequest)
+        limit_s = timeout_s(request.headers, stream=checked.stream)
+        return _answer(request, await admission.completion(checked, timeout_s=limit_s))
 
     def _answer(request: Request, job: Job) -> Answer:
         check_model_allowed(request.state.caller, job.model)
@@ -212,20 +233,41 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
         )
 
 
+def _add_tokens(app: FastAPI, admission: Admission, settings: GatewaySettings) -> None:
+    """vLLM's routes; they need no model and wake nothing."""
+
+    @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        return _json(await admission.tokenize(parse_body(body, TokenizeRequest)))
+
+    @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        return _json(admission.detokenize(parse_body(body, DetokenizeRequest)))
+
+
 def _add_models(app: FastAPI, admission: Admission, name: str, text: TextModel) -> None:
-    model = Model(id=name, created=text.created, max_model_len=text.context_length)
+    async def model(request: Request) -> Model:
+        services: Services = request.state.services
+        return Model(
+            id=name,
+            created=text.created,
+            max_model_len=text.context_length,
+            state="starting" if services.line.cold else await services.planner.model_state(),
+        )
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         caller: Caller | None = request.state.caller
         allowed = caller is None or caller.key.may_use(name)
-        return _json(ModelList(data=[model] if allowed else []))
+        return _json(ModelList(data=[await model(request)] if allowed else []))
 
     @app.get("/v1/models/{model_id:path}")  # noqa: FAST003  # as a parameter it could fail with 422
     async def one_model(request: Request) -> Response:
         admission.check_model(request.path_params["model_id"])
         check_model_allowed(request.state.caller, name)
-        return _json(model)
+        return _json(await model(request))
 
 
 def _add_operations(app: FastAPI, metrics: Metrics) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import msgspec
@@ -18,7 +19,7 @@ from remoe.errors import CheckpointError, InvalidRequestError
 
 __all__ = ["ChatTemplate", "ChatTurn"]
 
-ChatTurn = Mapping[str, str]
+ChatTurn = Mapping[str, object]
 _RESERVED = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
 
 
@@ -26,11 +27,17 @@ class ChatTemplate:
     """One compiled template with the model's special tokens bound."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise CheckpointError(f"the model's chat template is not valid: {error}") from error
         self._special_tokens = dict(special_tokens)
+        # Whether the template itself tells the model of tools, and in which convention.
+        self.knows_tools = "tools" in jinja2.meta.find_undeclared_variables(
+            environment.parse(source)
+        )
+        self.speaks_hermes = "<tool_call>" in source
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatTemplate | None:
@@ -52,7 +59,12 @@ class ChatTemplate:
         return cls(source, specials)
 
     def render(
-        self, messages: Sequence[ChatTurn], extra: Mapping[str, object] | None = None
+        self,
+        messages: Sequence[ChatTurn],
+        extra: Mapping[str, object] | None = None,
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        add_generation_prompt: bool = True,
     ) -> str:
         """Lay the conversation out, up to where the assistant's next words begin.
 
@@ -68,8 +80,8 @@ class ChatTemplate:
             **self._special_tokens,
             **given,
             "messages": [dict(message) for message in messages],
-            "add_generation_prompt": True,
-            "tools": None,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": [dict(tool) for tool in tools] or None,
             "documents": None,
         }
         try:

@@ -25,6 +25,8 @@ class GatewaySettings(ServiceSettings):
     # Samples of one prompt (`n`), and samples times prompts of one request.
     max_samples: int = Field(16, ge=1, le=128)
     max_choices: int = Field(64, ge=1)
+    # Answers that wait or run at once, of all requests; further ones are told when to come back.
+    max_open: int = Field(256, ge=1)
     # Planning only helps: a request goes on without a plan rather than wait longer than this.
     plan_timeout_s: float = Field(2.0, gt=0)
     # From asking the main function to its response headers, its cold start included.

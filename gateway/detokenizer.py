@@ -38,6 +38,17 @@ class Detokenizer:
             return self._cut()
         return ""
 
+    def push_all(self, tokens: list[int]) -> str:
+        """Return the text that these tokens complete; the same as of one after the other."""
+        if len(tokens) > 1:
+            text = self._new_text([*self._pending, *tokens])
+            if text and not text.endswith(_REPLACEMENT):
+                self._pending += tokens
+                self._settle(len(self._pending))
+                self._shorten()
+                return text
+        return "".join(map(self.push, tokens))
+
     def flush(self) -> str:
         """Return what is held back at the end of the sequence."""
         text = self._new_text(self._pending)
@@ -59,6 +70,13 @@ class Detokenizer:
         self._context = self._pending[:count]
         self._pending = self._pending[count:]
         self._context_text = self._decode(self._context)
+
+    def _shorten(self) -> None:
+        """Keep one token as context if it is whole characters: what follows needs no more."""
+        last = self._context[-1:]
+        text = self._decode(last)
+        if text and _REPLACEMENT not in text:
+            self._context, self._context_text = last, text
 
     def _new_text(self, tokens: list[int]) -> str:
         return self._decode([*self._context, *tokens])[len(self._context_text) :]

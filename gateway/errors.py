@@ -47,11 +47,12 @@ def error_response(error: RemoeError) -> Response:
         seconds = error.retry_after_s if error.retry_after_s is not None else 5
         headers["retry-after"] = str(max(1, round(seconds)))
         headers["retry-after-ms"] = str(round(seconds * 1e3))
+        headers["x-should-retry"] = "true"
     elif error.status >= 500 or error.status == 429:
         headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    if error.status == 413:
+    if error.status in {408, 413}:
         # The rest of the body is not read, so the connection cannot be used again.
         headers["connection"] = "close"
     return Response(
@@ -85,6 +86,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(
         UnknownPathError(
             f"Unknown request URL: {asked}. This server has POST /v1/chat/completions, "
-            "POST /v1/completions, GET /v1/models and GET /metrics."
+            "POST /v1/completions, POST /tokenize, POST /detokenize, GET /v1/models and "
+            "GET /metrics."
         )
     )

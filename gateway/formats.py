@@ -6,13 +6,15 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.admission import Job
+from gateway.choice import Shown
 from gateway.generation import ChoiceDelta
+from gateway.logprobs import chat_logprobs, completion_logprobs
 from gateway.receipt import Receipt
 from gateway.replies import (
     ChatChoice,
@@ -20,19 +22,25 @@ from gateway.replies import (
     ChatChunkChoice,
     ChatCompletion,
     ChatDelta,
+    ChatLogprobs,
     ChatMessage,
     Completion,
     CompletionChoice,
+    CompletionLogprobs,
     FinishReason,
+    FunctionCallReply,
+    ToolCallReply,
     Usage,
 )
+from gateway.tool_calls import ParsedCall
+from gateway.vocabulary import Vocabulary
 
 __all__ = ["ReplyFormat", "WholeChoice", "format_for"]
 
 
 @dataclass(frozen=True, slots=True)
 class WholeChoice:
-    text: str
+    shown: Shown
     finish: FinishReason
 
 
@@ -53,22 +61,28 @@ class ReplyFormat(Protocol):
     def usage_chunk(self, usage: Usage, receipt: Receipt) -> msgspec.Struct: ...
 
 
-def format_for(job: Job) -> ReplyFormat:
-    return _ChatFormat(job) if job.kind == "chat" else _CompletionFormat(job)
+def format_for(job: Job, vocabulary: Vocabulary) -> ReplyFormat:
+    return (_ChatFormat if job.kind == "chat" else _CompletionFormat)(job, vocabulary)
 
 
 class _Format:
-    def __init__(self, job: Job, prefix: str) -> None:
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
+    _prefix: ClassVar[str]
+
+    def __init__(self, job: Job, vocabulary: Vocabulary) -> None:
+        self.id = f"{self._prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = job.model
         # With include_usage every chunk has the key; without it none has.
         self._no_usage: UnsetType | None = None if job.include_usage else UNSET
+        self._vocabulary = vocabulary
+        self._with_logprobs = job.logprobs is not None and job.shows_logprobs
 
 
 class _ChatFormat(_Format):
-    def __init__(self, job: Job) -> None:
-        super().__init__(job, "chatcmpl")
+    _prefix = "chatcmpl"
+
+    def __init__(self, job: Job, vocabulary: Vocabulary) -> None:
+        super().__init__(job, vocabulary)
         self._begun: set[int] = set()
 
     def whole(
@@ -81,7 +95,10 @@ class _ChatFormat(_Format):
             choices=[
                 ChatChoice(
                     index=index,
-                    message=ChatMessage(content=choice.text),
+                    message=_message(choice.shown),
+                    logprobs=chat_logprobs(choice.shown.pieces, self._vocabulary)
+                    if self._with_logprobs
+                    else None,
                     finish_reason=choice.finish,
                 )
                 for index, choice in enumerate(choices)
@@ -92,11 +109,20 @@ class _ChatFormat(_Format):
 
     def chunks(self, delta: ChoiceDelta, receipt: Receipt | None) -> list[msgspec.Struct]:
         chunks: list[msgspec.Struct] = []
+        shown = delta.shown
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             chunks.append(self._chunk(delta.index, ChatDelta(role="assistant", content="")))
-        if delta.text:
-            chunks.append(self._chunk(delta.index, ChatDelta(content=delta.text)))
+        if shown.text or shown.pieces:
+            logprobs = (
+                chat_logprobs(shown.pieces, self._vocabulary) if self._with_logprobs else None
+            )
+            chunks.append(
+                self._chunk(delta.index, ChatDelta(content=shown.text), logprobs=logprobs)
+            )
+        for call in shown.calls:
+            reply = _call(call, index=call.index)
+            chunks.append(self._chunk(delta.index, ChatDelta(tool_calls=[reply])))
         if delta.finish:
             chunks.append(self._chunk(delta.index, ChatDelta(), delta.finish, receipt))
         return chunks
@@ -117,20 +143,22 @@ class _ChatFormat(_Format):
         delta: ChatDelta,
         finish: FinishReason | None = None,
         receipt: Receipt | None = None,
+        logprobs: ChatLogprobs | None = None,
     ) -> ChatChunk:
         return ChatChunk(
             id=self.id,
             created=self._created,
             model=self._model,
-            choices=[ChatChunkChoice(index=index, delta=delta, finish_reason=finish)],
+            choices=[
+                ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+            ],
             usage=self._no_usage,
             x_remoe=receipt or UNSET,
         )
 
 
 class _CompletionFormat(_Format):
-    def __init__(self, job: Job) -> None:
-        super().__init__(job, "cmpl")
+    _prefix = "cmpl"
 
     def whole(self, choices: Sequence[WholeChoice], usage: Usage, receipt: Receipt) -> Completion:
         return Completion(
@@ -138,7 +166,12 @@ class _CompletionFormat(_Format):
             created=self._created,
             model=self._model,
             choices=[
-                CompletionChoice(index=index, text=choice.text, finish_reason=choice.finish)
+                CompletionChoice(
+                    index=index,
+                    text=choice.shown.text,
+                    logprobs=self._logprobs(choice.shown),
+                    finish_reason=choice.finish,
+                )
                 for index, choice in enumerate(choices)
             ],
             usage=usage,
@@ -146,7 +179,12 @@ class _CompletionFormat(_Format):
         )
 
     def chunks(self, delta: ChoiceDelta, receipt: Receipt | None) -> list[msgspec.Struct]:
-        choice = CompletionChoice(index=delta.index, text=delta.text, finish_reason=delta.finish)
+        choice = CompletionChoice(
+            index=delta.index,
+            text=delta.shown.text,
+            logprobs=self._logprobs(delta.shown),
+            finish_reason=delta.finish,
+        )
         return [
             Completion(
                 id=self.id,
@@ -158,6 +196,9 @@ class _CompletionFormat(_Format):
             )
         ]
 
+    def _logprobs(self, shown: Shown) -> CompletionLogprobs | None:
+        return completion_logprobs(shown.pieces, self._vocabulary) if self._with_logprobs else None
+
     def usage_chunk(self, usage: Usage, receipt: Receipt) -> Completion:
         return Completion(
             id=self.id,
@@ -167,3 +208,15 @@ class _CompletionFormat(_Format):
             usage=usage,
             x_remoe=receipt,
         )
+
+
+def _message(shown: Shown) -> ChatMessage:
+    calls = [_call(call) for call in shown.calls]
+    return ChatMessage(
+        content=None if calls and not shown.text else shown.text, tool_calls=calls or UNSET
+    )
+
+
+def _call(call: ParsedCall, index: int | UnsetType = UNSET) -> ToolCallReply:
+    function = FunctionCallReply(name=call.name, arguments=call.arguments)
+    return ToolCallReply(index=index, id=call.id, function=function)

@@ -7,19 +7,24 @@ import time
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import structlog
 
 from gateway.admission import Job
-from gateway.choice import Choice
-from gateway.main_client import MainClient
+from gateway.choice import Choice, Shown
+from gateway.deadline import MissedDeadlineError
+from gateway.line import Line
+from gateway.main_client import InterruptedGenerationError, MainClient
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
+from gateway.progress import Progress
 from gateway.receipt import ChoiceRecord, Receipt, build_receipt
+from gateway.replies import FinishReason
 from gateway.residency import ResidentMeter
 from gateway.text import TextModel
-from remoe.generation import GenerateRequest
+from gateway.timings import Timings
+from remoe.generation import GenerateEvent, GenerateRequest, TokenLogprob
 from remoe.plan import Observation, Plan, PlanRequest
 from remoe.prices import PriceBook
 
@@ -29,16 +34,14 @@ _log = structlog.get_logger()
 # Deltas of one request that wait for a slow client before its generation is held up.
 _QUEUE_LIMIT = 256
 
-Finish = Literal["stop", "length"]
-
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """New text of one choice; `finish` on its last."""
+    """What is new of one choice; `finish` on its last."""
 
     index: int
-    text: str
-    finish: Finish | None
+    shown: Shown
+    finish: FinishReason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Services:
     main: MainClient
     prices: PriceBook
     resident: ResidentMeter
+    line: Line
+    timings: Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,18 @@ class Generation(AbstractAsyncContextManager["Generation"]):
     def __init__(self, job: Job, services: Services, *, reply_id: str, received_at: float) -> None:
         self.job = job
         self.plans: list[Plan | None] = []
+        self.progress = Progress(services.timings)
         self._services = services
         self._reply_id = reply_id
         self._received_at = received_at
         self._asked_at = received_at
-        self._choices = [Choice(services.text.detokenizer(), job.stops) for _ in range(job.choices)]
+        self._choices = [
+            Choice(services.text.detokenizer(), job.stops, calls_tools=job.calls_tools)
+            for _ in range(job.choices)
+        ]
+        # The first choice of each prompt goes ahead: the others find its prompt in the cache.
+        self._ahead = [asyncio.Event() for _ in job.prompts]
+        self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
         self._queue: asyncio.Queue[ChoiceDelta | _Failure] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
         self._driver: asyncio.Task[None] | None = None
@@ -106,27 +118,47 @@ class Generation(AbstractAsyncContextManager["Generation"]):
     def records(self) -> list[ChoiceRecord]:
         return [choice.record for choice in self._choices]
 
+    def best(self) -> list[int]:
+        """The choices to answer with: of each prompt the `n` likeliest by token, if more ran."""
+        samples, n = self.job.samples, self.job.n
+        chosen = []
+        for first in range(0, self.job.choices, samples):
+            ranked = list(range(first, first + samples))
+            if samples > n:
+                ranked.sort(key=lambda index: -self._choices[index].mean_logprob)
+            chosen += ranked[:n]
+        return chosen
+
     async def next(self, timeout_s: float | None = None) -> list[ChoiceDelta]:
         """Wait for new text; an empty list means that the time passed without any.
 
         Raises the first error of any choice, after the deltas that came before it.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                items = [await self._queue.get()]
-        except TimeoutError:
-            return []
+        if self._queue.empty():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    items = [await self._queue.get()]
+            except TimeoutError:
+                return []
+        else:
+            items = [self._queue.get_nowait()]
         while not self._queue.empty() and not isinstance(items[-1], _Failure):
             items.append(self._queue.get_nowait())
         deltas: list[ChoiceDelta] = []
         for item in items:
             if isinstance(item, _Failure):
-                if deltas:
-                    self._queue.put_nowait(item)
-                    break
-                raise item.error
-            deltas.append(item)
+                if not deltas:
+                    raise item.error
+                # Nothing comes after a failure, so it is next again.
+                self._queue.put_nowait(item)
+                break
             self._unfinished -= item.finish is not None
+            if deltas and deltas[-1].index == item.index:
+                # A client slower than the model gets more text at a time.
+                earlier = deltas.pop().shown
+                deltas.append(ChoiceDelta(item.index, earlier + item.shown, item.finish))
+            else:
+                deltas.append(item)
         return deltas
 
     def receipt(self) -> Receipt:
@@ -164,7 +196,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
                     prefill_counts=record.stats.prefill_counts,
                     decode_counts=record.stats.decode_counts,
                     ttft_s=record.first_token_at - self._received_at,
-                    cold_start_s=record.cold_start_s + record.stats.ledger.remote_cold_start_s,
+                    cold_start_s=record.cold_start.total_s
+                    + record.stats.ledger.remote_cold_start_s,
                     tpot_s=record.tpot_s(),
                     cost_usd=record.stats.ledger.cost(self._services.prices).total_usd,
                     ledger=record.stats.ledger,
@@ -172,7 +205,35 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             )
 
     async def _drive(self) -> None:
+        """Run everything; what broke first is what the client is told."""
+        error: Exception
         try:
+            async with asyncio.timeout(self._left_s()):
+                await self._run()
+            return
+        except TimeoutError:
+            error = MissedDeadlineError(self.job.timeout_s or 0.0)
+        except ExceptionGroup as errors:
+            error = _first(errors)
+            left_s = self._left_s()
+            if (
+                isinstance(error, InterruptedGenerationError)
+                and left_s is not None
+                and left_s < 0.1
+            ):
+                # The main function looks at the same clock, and may see it strike first.
+                error = MissedDeadlineError(self.job.timeout_s or 0.0)
+        except Exception as raised:  # noqa: BLE001  # raised where the deltas are read
+            error = raised
+        await self._queue.put(_Failure(error))
+
+    def _left_s(self) -> float | None:
+        if self.job.timeout_s is None:
+            return None
+        return self.job.timeout_s - (time.perf_counter() - self._received_at)
+
+    async def _run(self) -> None:
+        with self._services.line.place(self.job.choices):
             self.plans = await asyncio.gather(
                 *(
                     self._plan(prompt, limit)
@@ -185,41 +246,83 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             names = {name for plan in self.plans if plan for name in plan.prewarm}
             self._services.prewarmer.wake(sorted(names))
             self._asked_at = time.perf_counter()
+            self.progress.enter("starting")
             async with asyncio.TaskGroup() as group:
                 for index in range(self.job.choices):
                     group.create_task(self._generate(index))
-        except* Exception as errors:  # noqa: BLE001  # raised where the deltas are read
-            # What broke first is what the client is told; the others were cancelled for it.
-            await self._queue.put(_Failure(_first(errors)))
 
     async def _plan(self, prompt: list[int], max_new_tokens: int) -> Plan | None:
         return await self._services.planner.plan(
-            PlanRequest(model=self.job.model, prompt_tokens=prompt, max_new_tokens=max_new_tokens)
+            PlanRequest(
+                model=self.job.model,
+                prompt_tokens=prompt,
+                max_new_tokens=max(1, max_new_tokens),
+            )
         )
 
     async def _generate(self, index: int) -> None:
         prompt, sample = divmod(index, self.job.samples)
-        plan = self.plans[prompt]
+        if sample:
+            await self._ahead[prompt].wait()
         choice = self._choices[index]
-        request = GenerateRequest(
+        services = self._services
+        async with services.main.generate(self._request(index, prompt, sample)) as stream:
+            opened_at = time.perf_counter()
+            choice.record.cold_start = stream.cold_start
+            self.progress.enter("reading")
+            begun = False
+            async with aclosing(stream.batches()) as batches:
+                async for events in batches:
+                    now = time.perf_counter()
+                    shown = Shown()
+                    if not begun:
+                        begun = True
+                        self.progress.enter("answering")
+                        services.timings.first_token(now - opened_at)
+                        shown = self._echo(choice, prompt, events[0])
+                        self._ahead[prompt].set()
+                    new = choice.absorb(events, now=now)
+                    if shown:
+                        new = shown + new
+                    if new or choice.finish:
+                        await self._queue.put(ChoiceDelta(index, new, choice.finish))
+                    if choice.finish:
+                        services.timings.served(now - opened_at)
+                        return
+
+    def _request(self, index: int, prompt: int, sample: int) -> GenerateRequest:
+        job = self.job
+        plan = self.plans[prompt]
+        limit = job.max_new_tokens[prompt]
+        # Scores of a prompt are the same for each of its choices: the first one asks.
+        scored = job.prompt_logprobs if sample == 0 or limit == 0 else None
+        return GenerateRequest(
             # The client's own id may come twice; this one must not.
             request_id=f"{self._reply_id}-{index}",
             plan_id=plan.plan_id if plan else None,
-            prompt_tokens=self.job.prompts[prompt],
-            max_new_tokens=self.job.max_new_tokens[prompt],
-            stop_tokens=list(self.job.stop_tokens),
-            sampling=self.job.sampling[sample],
-            running_stats=bool(self.job.stops),
+            prompt_tokens=job.prompts[prompt],
+            max_new_tokens=limit,
+            stop_tokens=list(job.stop_tokens),
+            sampling=job.sampling[sample],
+            running_stats=bool(job.stops),
+            logprobs=job.logprobs,
+            prompt_logprobs=scored,
+            deadline_s=self._left_s(),
+            grammar=job.grammar,
         )
-        async with self._services.main.generate(request) as stream:
-            choice.record.cold_start_s = stream.cold_start_s
-            async with aclosing(stream.events()) as events:
-                async for event in events:
-                    text = choice.absorb(event, now=time.perf_counter())
-                    if text or choice.finish:
-                        await self._queue.put(ChoiceDelta(index, text, choice.finish))
-                    if choice.finish:
-                        return
+
+    def _echo(self, choice: Choice, prompt: int, event: GenerateEvent) -> Shown:
+        if not self.job.echo:
+            return Shown()
+        if event.prompt_logprobs:
+            self._prompt_scores[prompt] = event.prompt_logprobs
+        scores = self._prompt_scores[prompt] if self.job.logprobs is not None else []
+        return choice.echo(
+            self.job.echo[prompt],
+            self.job.prompts[prompt],
+            scores,
+            self._services.text.detokenizer(),
+        )
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> Exception:

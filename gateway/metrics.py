@@ -84,6 +84,14 @@ class Metrics:
             buckets=_SECONDS,
         )
 
+        self._cold_phases = Histogram(
+            "remoe_cold_start_phase_seconds",
+            "What requests waited for a main function at zero, by phase of its start",
+            ["phase"],
+            registry=self._registry,
+            buckets=_SECONDS,
+        )
+
     def _make_experts(self) -> None:
         self._remote_calls = self._plain("remoe_remote_calls", "Calls to expert functions")
         self._remote_bytes = self._plain("remoe_remote_bytes", "Bytes of those calls, both ways")
@@ -191,6 +199,15 @@ class Metrics:
         ):
             if cold_ms > 0:
                 self._cold_starts.labels(function).observe(cold_ms / 1e3)
+
+        cold = receipt.cold_start
+        for phase, phase_ms in (
+            ("activation", cold.activation_ms),
+            ("boot", cold.boot_ms),
+            ("load", cold.load_ms),
+        ):
+            if phase_ms > 0:
+                self._cold_phases.labels(phase).observe(phase_ms / 1e3)
 
     def _observe_experts(self, trace: Trace, receipt: Receipt) -> None:
         self._remote_calls.inc(receipt.remote_calls)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.requests import ChatRequest, CompletionRequest
+from gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 
 __all__ = ["ERROR_RESPONSES", "body_of", "describe"]
 
@@ -35,7 +41,10 @@ ERROR_RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-def body_of(model: type[ChatRequest | CompletionRequest]) -> dict[str, object]:
+_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, object]:
     """The `openapi_extra` of a route that takes this body."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
@@ -46,7 +55,7 @@ def describe(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, models = models_json_schema(
-            [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=_REF
+            [(body, "validation") for body in _BODIES], ref_template=_REF
         )
         document["components"] = {"schemas": {**models["$defs"], "Error": _ERROR_SCHEMA}}
         app.openapi_schema = document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-import httpx
+import aiohttp
 import structlog
 
 from gateway.background import Background
@@ -20,7 +20,7 @@ class Prewarmer:
     """A connection is what wakes a function at zero: one no-op GET each, one at a time."""
 
     def __init__(
-        self, http: httpx.AsyncClient, urls: Mapping[str, str], background: Background
+        self, http: aiohttp.ClientSession, urls: Mapping[str, str], background: Background
     ) -> None:
         self._http = http
         self._urls = dict(urls)
@@ -41,8 +41,9 @@ class Prewarmer:
     async def _wake(self, name: str, url: str) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                await self._http.get(f"{url}/readyz")
-        except (httpx.HTTPError, TimeoutError) as error:
+                async with self._http.get(f"{url}/readyz") as response:
+                    await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             _log.debug("prewarming failed", function=name, reason=repr(error))
         finally:
             self._under_way.discard(name)

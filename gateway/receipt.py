@@ -17,9 +17,11 @@ from remoe.plan import Plan
 from remoe.prices import PriceBook
 
 __all__ = [
+    "WARM",
     "ChoiceRecord",
     "ColdStart",
     "CostSplit",
+    "MainColdStart",
     "Predicted",
     "Receipt",
     "Resident",
@@ -28,9 +30,16 @@ __all__ = [
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds this request waited for functions that were at zero."""
+    """Milliseconds this request waited for functions that were at zero.
+
+    main_ms is the sum of activation_ms (until a process was started for it), boot_ms (until its
+    libraries were there) and load_ms (until it had the model and was ready).
+    """
 
     main_ms: float
+    activation_ms: float
+    boot_ms: float
+    load_ms: float
     experts_ms: float
 
 
@@ -113,12 +122,28 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Predicted
 
 
+@dataclass(frozen=True, slots=True)
+class MainColdStart:
+    """The parts of a main function's start that one request waited for, in seconds."""
+
+    activation_s: float = 0.0
+    boot_s: float = 0.0
+    load_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.activation_s + self.boot_s + self.load_s
+
+
+WARM = MainColdStart()
+
+
 @dataclass(slots=True)
 class ChoiceRecord:
     """What is measured of one choice while it runs. Times are seconds of one monotonic clock."""
 
     tokens: int = 0
-    cold_start_s: float = 0.0
+    cold_start: MainColdStart = WARM
     first_token_at: float | None = None
     last_token_at: float | None = None
     stats: GenerationStats | None = None
@@ -156,7 +181,7 @@ def build_receipt(
     ledger = _sum([stat.ledger for stat in stats])
     usage = Usage.of(ledger)
     charge = Charge.of(usage, prices) if complete else None
-    main_cold_s = max((record.cold_start_s for record in records), default=0.0)
+    cold = max((record.cold_start for record in records), key=lambda c: c.total_s, default=WARM)
     firsts = [record.first_token_at for record in records if record.first_token_at is not None]
     known = [plan for plan in plans if plan is not None]
     return Receipt(
@@ -168,8 +193,14 @@ def build_receipt(
         queue_ms=_ms(max(stat.queue_s for stat in stats)) if stats else None,
         gateway_ms=_ms(asked_at - received_at),
         total_ms=_ms(now - received_at),
-        cold_start_ms=_ms(main_cold_s + ledger.remote_cold_start_s),
-        cold_start=ColdStart(main_ms=_ms(main_cold_s), experts_ms=_ms(ledger.remote_cold_start_s)),
+        cold_start_ms=_ms(cold.total_s + ledger.remote_cold_start_s),
+        cold_start=ColdStart(
+            main_ms=_ms(cold.total_s),
+            activation_ms=_ms(cold.activation_s),
+            boot_ms=_ms(cold.boot_s),
+            load_ms=_ms(cold.load_s),
+            experts_ms=_ms(ledger.remote_cold_start_s),
+        ),
         remote_calls=ledger.remote_calls,
         remote_bytes=ledger.remote_bytes,
         remote_retries=ledger.remote_retries,

@@ -16,13 +16,24 @@ from pydantic import (
     model_validator,
 )
 
+from remoe.generation import MAX_LOGPROBS
+
 __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "ContentPart",
+    "DetokenizeRequest",
+    "FunctionCall",
+    "FunctionDefinition",
     "GenerationFields",
+    "JsonSchemaFormat",
     "Message",
+    "NamedToolChoice",
+    "ResponseFormat",
     "StreamOptions",
+    "TokenizeRequest",
+    "Tool",
+    "ToolCall",
 ]
 
 # Tags of unions begin with "<": they are steps of pydantic's error path but no part of a name.
@@ -37,6 +48,10 @@ def _stop_kind(value: object) -> str:
 
 def _content_kind(value: object) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
+
+
+def _choice_kind(value: object) -> str:
+    return "<named>" if isinstance(value, dict) else "<mode>"
 
 
 def _prompt_kind(value: object) -> str:
@@ -110,10 +125,16 @@ class GenerationFields(_Body):
 
 
 class CompletionRequest(GenerationFields):
-    """`POST /v1/completions`. A null or empty prompt means the start of a document."""
+    """`POST /v1/completions`. A null or empty prompt means the start of a document.
+
+    `logprobs` may go up to 20 where OpenAI stops at 5, as vLLM's does.
+    """
 
     prompt: Prompt
-    max_tokens: int = Field(16, ge=1)
+    max_tokens: int = Field(16, ge=0)
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = Field(None, ge=1, le=20)
 
     @model_validator(mode="before")
     @classmethod
@@ -128,6 +149,19 @@ class ContentPart(_Body):
     text: str | None = None
 
 
+class FunctionCall(_Body):
+    """A call an assistant made; `arguments` is JSON in a string, as OpenAI has it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Body):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(_Body):
     """One turn. Content may be parts, of which text is supported."""
 
@@ -140,6 +174,52 @@ class Message(_Body):
         | None
     ) = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionDefinition(_Body):
+    """`parameters` is a JSON schema; calls always keep to it, whatever `strict` says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(_Body):
+    name: str
+
+
+class NamedToolChoice(_Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedToolChoice, Tag("<named>")],
+    Discriminator(_choice_kind),
+]
+
+
+class JsonSchemaFormat(_Body):
+    """The answer always keeps to the schema, whatever `strict` says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, object] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
 
 
 class ChatRequest(GenerationFields):
@@ -148,9 +228,34 @@ class ChatRequest(GenerationFields):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, object] = {}
 
     @property
     def token_limit(self) -> int | None:
         """The newer name wins over the deprecated one."""
         return self.max_completion_tokens or self.max_tokens
+
+
+class TokenizeRequest(_Body):
+    """`POST /tokenize`, as vLLM has it: a text prompt, or messages through the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+    chat_template_kwargs: dict[str, object] = {}
+
+
+class DetokenizeRequest(_Body):
+    """`POST /detokenize`, as vLLM has it."""
+
+    model: str | None = None
+    tokens: list[Token]

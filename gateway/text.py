@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from gateway.chat_template import ChatTemplate
 from gateway.detokenizer import Detokenizer
 from gateway.sampling import SamplingDefaults
+from gateway.vocabulary import Vocabulary
 from remoe.errors import CheckpointError, InvalidRequestError
 
 __all__ = ["TextModel"]
@@ -44,6 +45,7 @@ class TextModel:
     """
 
     tokenizer: Tokenizer
+    vocabulary: Vocabulary
     chat_template: ChatTemplate | None
     vocab_size: int
     context_length: int
@@ -75,6 +77,7 @@ class TextModel:
         starts = [start, config.bos_token_id, *ends]
         return cls(
             tokenizer=tokenizer,
+            vocabulary=Vocabulary(path, size=config.vocab_size),
             chat_template=ChatTemplate.load(model_dir),
             vocab_size=config.vocab_size,
             context_length=config.max_position_embeddings,
@@ -98,6 +101,10 @@ class TextModel:
                 param=param,
             ) from error
         return encoding.ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self.tokenizer)

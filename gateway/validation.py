@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
@@ -10,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from remoe.errors import InvalidRequestError, RequestTooLargeError
+from remoe.errors import InvalidRequestError, RemoeError, RequestTooLargeError
 
-__all__ = ["parse_body", "read_body"]
+__all__ = ["SlowRequestError", "parse_body", "read_body"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_BODY_TIMEOUT_S = 60.0
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "an object",
@@ -35,16 +37,34 @@ _BOUNDS = {
 }
 
 
+class SlowRequestError(RemoeError):
+    """The client stopped sending half-way; the connection cannot be used again."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    retryable = True
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read the whole body; raises RequestTooLargeError as soon as it is known to be too large."""
+    """Read the whole body.
+
+    Raises RequestTooLargeError as soon as it is known to be too large, and SlowRequestError.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise SlowRequestError(
+            f"The request's body did not arrive within {_BODY_TIMEOUT_S:g} s. Send it again."
+        ) from None
     return bytes(body)
 
 

@@ -96,7 +96,6 @@ class Deployment:
 def default_deployment(options: DeploymentOptions) -> Deployment:
     """Plan the functions for a checkpoint; raises CheckpointError or SettingsError."""
     checkpoint = Checkpoint.open(options.model_dir)
-    checkpoint.check_served()
     per_function = options.layers_per_function
     if per_function < 1:
         raise SettingsError(f"an expert function holds at least 1 layer, not {per_function}")

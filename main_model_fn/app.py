@@ -19,6 +19,7 @@ from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.generation_spans import trace_generation
+from main_model_fn.guide import Guides
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.loading import load_split_model
@@ -40,7 +41,6 @@ _deployment_decoder = msgspec.json.Decoder(Deployment)
 
 def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LivePartition]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
-    checkpoint.check_served()
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
     )
@@ -71,7 +71,16 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         max_requests=settings.max_requests,
         max_queue=settings.max_queue,
     )
-    engine = Engine(model, meter, limits=limits, deployment_plan_id=deployment.plan_id)
+    engine = Engine(
+        model,
+        meter,
+        limits=limits,
+        deployment_plan_id=deployment.plan_id,
+        recurrent=checkpoint.family.recurrent,
+        guides=Guides(
+            Path(topology.model_dir) / "tokenizer.json", vocab_size=int(model.config.vocab_size)
+        ),
+    )
     engine.start()
     _log.info(
         "main_function_loaded",

@@ -1,43 +1,38 @@
-"""Many streams through one model: transformers' continuous batching, request by request."""
+"""The engine as the service sees it: a request goes in, its events come out as they happen."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
-import structlog
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import GenerationOutput, RequestStatus
+from transformers import PreTrainedModel
 
-from main_model_fn.latent_cache import fit_latent_cache
-from main_model_fn.metering import RequestMeter, StepMeter
-from main_model_fn.step_hooks import SAMPLING, SEED, StepHooks
+from main_model_fn.guide import Guide, Guides
+from main_model_fn.metering import StepMeter
+from main_model_fn.paged_runner import PagedRunner
+from main_model_fn.runner import EngineLimits, Runner
+from main_model_fn.sequential_runner import SequentialRunner
+from main_model_fn.steps import Steps
+from main_model_fn.stream import Stream
 from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError, UnavailableError
-from remoe.generation import FinishReason, GenerateEvent, GenerateRequest, GenerationStats
+from remoe.generation import (
+    MAX_LOGPROBS,
+    FinishReason,
+    GenerateEvent,
+    GenerateRequest,
+    GenerationStats,
+)
 
 __all__ = ["Engine", "EngineLimits"]
 
-_log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """Sizes of the key-value cache and of a step, in tokens and requests."""
-
-    kv_tokens: int
-    page_tokens: int
-    batch_tokens: int
-    max_requests: int
-    max_queue: int
-
 
 class Engine:
-    """Runs the model in a thread of its own; `generate` is called from the event loop."""
+    """Admits requests and tells of them; a runner computes them in a thread of its own.
+
+    `recurrent` models (remoe/families.py) are run one stream after another, others all at once.
+    """
 
     def __init__(
         self,
@@ -46,36 +41,27 @@ class Engine:
         *,
         limits: EngineLimits,
         deployment_plan_id: str,
+        recurrent: bool = False,
+        guides: Guides | None = None,
     ) -> None:
         self._meter = meter
         self._limits = limits
         self.deployment_plan_id = deployment_plan_id
         self._vocab_size = int(model.config.vocab_size)
         self._open = 0
-        fit_latent_cache(model)
-        # The cache is sized explicitly: left alone, the engine measures for tens of seconds.
-        self._manager: ContinuousBatchingManager = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
-            continuous_batching_config=ContinuousBatchingConfig(
-                page_size=limits.page_tokens,
-                num_blocks=limits.kv_tokens // limits.page_tokens,
-                max_batch_tokens=limits.batch_tokens,
-                max_requests_per_batch=limits.max_requests,
-                use_async_batching=False,
-                use_cuda_graph=False,
-            ),
-        )
-        self._manager.logit_processor = StepHooks(meter)
+        self._guides = guides
+        runner = SequentialRunner if recurrent else PagedRunner
+        self._runner: Runner = runner(model, Steps(model, meter), limits)
 
     def start(self) -> None:
-        self._manager.start()
+        self._runner.start()
 
     def stop(self) -> None:
-        self._manager.stop(block=True, timeout=10, hard_stop=True)
+        self._runner.stop()
 
     @property
     def alive(self) -> bool:
-        return bool(self._manager.is_running())
+        return self._runner.alive
 
     def check(self, request: GenerateRequest) -> None:
         """Raise what would make `generate` fail before its first event."""
@@ -86,10 +72,20 @@ class Engine:
                 f"{self._open} requests are being served already; try again shortly",
                 retry_after_s=1,
             )
-        if not request.prompt_tokens or request.max_new_tokens < 1:
-            raise InvalidRequestError("the prompt and the answer need at least one token each")
-        if not all(0 <= token < self._vocab_size for token in request.prompt_tokens):
+        least = 1 if request.prompt_logprobs is None else 0
+        if not request.prompt_tokens or request.max_new_tokens < least:
+            raise InvalidRequestError(
+                "the prompt needs at least one token, and so does the answer unless the prompt's "
+                "log-probabilities are asked for"
+            )
+        for top in (request.logprobs, request.prompt_logprobs):
+            if top is not None and not 0 <= top <= min(MAX_LOGPROBS, self._vocab_size):
+                raise InvalidRequestError(f"log-probabilities list 0 to {MAX_LOGPROBS} tokens")
+        named = (*request.prompt_tokens, *request.sampling.logit_bias)
+        if not all(0 <= token < self._vocab_size for token in named):
             raise InvalidRequestError(f"token ids must lie in 0 to {self._vocab_size - 1}")
+        if request.grammar is not None and self._guides is None:
+            raise InvalidRequestError("this model's tokenizer is not known here, nor any grammar")
         wanted = len(request.prompt_tokens) + request.max_new_tokens
         if wanted > self._limits.kv_tokens:
             raise ContextLengthError(
@@ -100,66 +96,81 @@ class Engine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent]:
         """Yield new tokens as they come and a last event with the stats.
 
-        Closing the iterator early cancels the request and frees its cache.
+        Closing the iterator early cancels the request and frees its cache, and so does its
+        deadline, with an error event.
         """
         self.check(request)
         arrived_at = time.monotonic()
-        # Clients choose request ids and may repeat them; the engine's own must be unique.
-        engine_id = f"{request.request_id}-{secrets.token_hex(4)}"
-        meter = self._meter.open(engine_id)
+        limit_s = request.deadline_s
+        meter = self._meter.open(None if limit_s is None else arrived_at + limit_s)
+        stream = Stream(request, meter, await self._guide(request))
         self._open += 1
+        self._runner.submit(stream)
         try:
-            async with aclosing(self._outputs(engine_id, request)) as outputs:
-                async for event in _events(outputs, request, meter, arrived_at, self):
+            async with aclosing(self._events(stream, arrived_at)) as events:
+                async for event in events:
                     yield event
         finally:
             self._open -= 1
-            self._meter.close(engine_id)
+            if not stream.ended:
+                stream.ended = True
+                self._runner.cancel(stream)
 
-    async def _outputs(
-        self, engine_id: str, request: GenerateRequest
-    ) -> AsyncGenerator[GenerationOutput]:
-        outputs: asyncio.Queue[GenerationOutput] = asyncio.Queue()
-        self._manager.register_result_handler(engine_id, outputs.put_nowait)
-        seed = request.sampling.seed
-        self._manager.add_request(
-            request.prompt_tokens,
-            request_id=engine_id,
-            max_new_tokens=request.max_new_tokens,
-            streaming=True,
-            eos_token_id=request.stop_tokens,
-            **{
-                SAMPLING: request.sampling,
-                SEED: secrets.randbits(62) if seed is None else seed,
-            },
+    async def _guide(self, request: GenerateRequest) -> Guide | None:
+        if request.grammar is None or self._guides is None:
+            return None
+        return await asyncio.to_thread(
+            self._guides.guide, request.grammar, tuple(request.stop_tokens)
         )
-        finished = False
-        try:
-            while not finished:
-                output = await outputs.get()
-                finished = output.is_finished()
-                yield output
-        finally:
-            if not finished:
-                self._manager.cancel_request(engine_id)
-                # The library forgets a handler only when its request has finished.
-                self._manager.output_router.result_handlers.pop(engine_id, None)
 
-    def stats(
-        self,
-        request: GenerateRequest,
-        meter: RequestMeter,
-        *,
-        arrived_at: float,
-        first_token_at: float,
-        output_tokens: int,
+    async def _events(self, stream: Stream, arrived_at: float) -> AsyncGenerator[GenerateEvent]:
+        request = stream.request
+        sent = 0
+        first_token_at: float | None = None
+        finish: FinishReason | None = None
+        while finish is None:
+            try:
+                count, finish = await stream.news()
+            except TimeoutError:
+                yield _failed(
+                    f"the deadline of {request.deadline_s:g} s passed after {sent} of up to "
+                    f"{request.max_new_tokens} tokens; allow more time or ask for fewer"
+                )
+                return
+            if finish == "error":
+                yield _failed("the main function failed on this request")
+                return
+            prompt_logprobs = [] if first_token_at else stream.prompt_logprobs
+            first_token_at = first_token_at or time.monotonic()
+            # A stop token ends the text and is not part of it, but was generated and counts.
+            end = min(count - (finish == "stop"), request.max_new_tokens)
+            stats = None
+            if finish is not None or request.running_stats:
+                stats = self._stats(
+                    stream,
+                    arrived_at=arrived_at,
+                    first_token_at=first_token_at,
+                    output_tokens=min(count, request.max_new_tokens),
+                )
+            yield GenerateEvent(
+                tokens=stream.tokens[sent:end],
+                logprobs=stream.logprobs[sent:end],
+                prompt_logprobs=prompt_logprobs,
+                finish=finish,
+                stats=stats,
+            )
+            sent = end
+
+    def _stats(
+        self, stream: Stream, *, arrived_at: float, first_token_at: float, output_tokens: int
     ) -> GenerationStats:
+        meter = stream.meter
         started_at = meter.first_step_at or first_token_at
         return GenerationStats(
             queue_s=started_at - arrived_at,
             first_token_s=first_token_at - arrived_at,
             total_s=time.monotonic() - arrived_at,
-            prompt_tokens=len(request.prompt_tokens),
+            prompt_tokens=len(stream.request.prompt_tokens),
             output_tokens=output_tokens,
             deployment_plan_id=self.deployment_plan_id,
             ledger=meter.ledger,
@@ -168,35 +179,5 @@ class Engine:
         )
 
 
-async def _events(
-    outputs: AsyncIterator[GenerationOutput],
-    request: GenerateRequest,
-    meter: RequestMeter,
-    arrived_at: float,
-    engine: Engine,
-) -> AsyncIterator[GenerateEvent]:
-    sent = 0
-    first_token_at: float | None = None
-    async for output in outputs:
-        if output.status == RequestStatus.FAILED:
-            _log.error("generation_failed", request_id=request.request_id, error=output.error)
-            yield GenerateEvent(finish="error", error="the main function failed on this request")
-            return
-        first_token_at = first_token_at or time.monotonic()
-        tokens = output.generated_tokens
-        finish: FinishReason | None = None
-        if output.is_finished():
-            finish = "stop" if tokens and tokens[-1] in request.stop_tokens else "length"
-        # A stop token ends the text and is not part of it, but it was generated and is counted.
-        visible = tokens[sent : len(tokens) - (finish == "stop")]
-        sent += len(visible)
-        stats = None
-        if finish is not None or request.running_stats:
-            stats = engine.stats(
-                request,
-                meter,
-                arrived_at=arrived_at,
-                first_token_at=first_token_at,
-                output_tokens=len(tokens),
-            )
-        yield GenerateEvent(tokens=visible, finish=finish, stats=stats)
+def _failed(error: str) -> GenerateEvent:
+    return GenerateEvent(finish="error", error=error)

@@ -15,81 +15,96 @@ __all__ = ["RequestMeter", "Span", "StepMeter"]
 
 @dataclass(slots=True)
 class RequestMeter:
-    """Running totals of one request; route counts are int64 [layers, experts]."""
+    """Running totals of one request; route counts are int64 [layers, experts].
+
+    `deadline_at` is when nobody waits for it any more, on the clock of `time.monotonic`.
+    """
 
     prefill_counts: NDArray[np.int64]
     decode_counts: NDArray[np.int64]
     ledger: Ledger = field(default_factory=Ledger)
     first_step_at: float | None = None
-
-    @classmethod
-    def empty(cls, layers: int, experts: int) -> RequestMeter:
-        shape = (layers, experts)
-        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+    deadline_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The rows of one request in a step, in batch order."""
+    """The rows of one request in a step, in batch order.
 
-    request_id: str
+    The first `repeated` of them were computed before (their cache had to make room), and are
+    billed but not counted; then `prefill` are of the prompt, and the others were generated.
+    """
+
+    meter: RequestMeter
     rows: int
-    prefill: bool
+    repeated: int = 0
+    prefill: int = 0
 
 
 class StepMeter:
-    """Meters of all admitted requests, and the layout of the step under way.
+    """Shares what a step uses among its requests: the layout of the step under way.
 
-    Everything but `open` and `close` is called from the engine's thread.
+    Only rows that are computed are known here: those whose cache another request had already
+    filled are neither billed nor counted as activation. Everything but `open` is called from the
+    engine's thread.
     """
 
     def __init__(self, *, layers: int, experts: int, main_memory_gb: float, on_gpu: bool) -> None:
         self._shape = (layers, experts)
         self.main_memory_gb = main_memory_gb
         self._on_gpu = on_gpu
-        self._meters: dict[str, RequestMeter] = {}
-        self._step: list[tuple[RequestMeter, Span]] = []
+        self._step: list[Span] = []
         self._owner: NDArray[np.intp] = np.zeros(0, np.intp)
         self._began_at = 0.0
 
-    def open(self, request_id: str) -> RequestMeter:
-        meter = self._meters[request_id] = RequestMeter.empty(*self._shape)
-        return meter
-
-    def close(self, request_id: str) -> None:
-        self._meters.pop(request_id, None)
+    def open(self, deadline_at: float | None = None) -> RequestMeter:
+        """A new request's meter."""
+        prefill, decode = np.zeros(self._shape, np.int64), np.zeros(self._shape, np.int64)
+        return RequestMeter(prefill, decode, deadline_at=deadline_at)
 
     def begin_step(self, spans: list[Span], now: float) -> None:
         """Note which rows of the coming forward pass belong to whom; `now` in seconds."""
         self._began_at = now
-        self._step = [
-            (self._meters.get(span.request_id) or RequestMeter.empty(*self._shape), span)
-            for span in spans
-        ]
+        self._step = spans
         self._owner = np.repeat(np.arange(len(spans)), [span.rows for span in spans])  # [rows]
-        for meter, _ in self._step:
-            if meter.first_step_at is None:
-                meter.first_step_at = now
+        for span in spans:
+            if span.meter.first_step_at is None:
+                span.meter.first_step_at = now
+
+    def remaining_s(self, now: float) -> float | None:
+        """How long the most patient of the step's requests still waits; None if one has no limit.
+
+        What is computed for all of them together, such as a remote call, may take so long.
+        """
+        deadlines = [span.meter.deadline_at for span in self._step]
+        limited = [deadline for deadline in deadlines if deadline is not None]
+        if not limited or len(limited) < len(deadlines):
+            return None
+        return max(limited) - now
 
     def end_step(self, now: float) -> None:
         """Bill the step's seconds of main memory in equal parts to its requests."""
         if not self._step:
             return
         share_gb_s = (now - self._began_at) * self.main_memory_gb / len(self._step)
-        for meter, _ in self._step:
+        for span in self._step:
             if self._on_gpu:
-                meter.ledger.main_gpu_gb_s += share_gb_s
+                span.meter.ledger.main_gpu_gb_s += share_gb_s
             else:
-                meter.ledger.main_cpu_gb_s += share_gb_s
+                span.meter.ledger.main_cpu_gb_s += share_gb_s
 
     def record_routes(self, layer: int, top_k_index: NDArray[np.int64]) -> None:
         """Count the routes of one layer; `top_k_index` is [rows, top_k]."""
         start = 0
-        for meter, span in self._step:
-            routes = top_k_index[start : start + span.rows]
-            counts = meter.prefill_counts if span.prefill else meter.decode_counts
-            counts[layer] += np.bincount(routes.ravel(), minlength=counts.shape[1])
+        for span in self._step:
+            routes = top_k_index[start + span.repeated : start + span.rows]
             start += span.rows
+            for counts, part in (
+                (span.meter.prefill_counts, routes[: span.prefill]),
+                (span.meter.decode_counts, routes[span.prefill :]),
+            ):
+                if len(part):
+                    counts[layer] += np.bincount(part.ravel(), minlength=counts.shape[1])
 
     def record_call(self, rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:
         """Share one remote call among the requests whose rows it carried, by their rows."""
@@ -111,7 +126,7 @@ class StepMeter:
             return []
         counts = np.bincount(self._owner[rows], minlength=len(self._step))
         return [
-            (meter, count / len(rows), int(count))
-            for (meter, _), count in zip(self._step, counts.tolist(), strict=True)
+            (span.meter, count / len(rows), int(count))
+            for span, count in zip(self._step, counts.tolist(), strict=True)
             if count
         ]

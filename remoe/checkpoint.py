@@ -151,15 +151,6 @@ class Checkpoint:
                 f"{', '.join(_ACTIVATIONS)}"
             ) from None
 
-    def check_served(self) -> None:
-        """Raise CheckpointError if the model can be split but not served: no cache fits it."""
-        if self.family.recurrent:
-            raise CheckpointError(
-                f"{self.model_dir} is of type {self.family.model_type}: its linear-attention, "
-                "state-space or convolution layers keep a state that the batching engine cannot "
-                "hold yet. docs/models.md lists what can be served."
-            )
-
     def _number(self, *keys: str) -> int:
         """The value of the first of `keys` that config.json has."""
         value = next((self.config[key] for key in keys if key in self.config), None)

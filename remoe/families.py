@@ -63,7 +63,8 @@ class Family:
 
     `renames` turn a checkpoint's names into the module names of transformers 5, for all tensors
     that are not an expert's; shared experts are among those. A `recurrent` family has layers with
-    a state that is no key-value cache, which transformers' continuous batching cannot serve.
+    a state that is no key-value cache, which transformers' continuous batching has no room for:
+    its requests are served one after another.
     """
 
     model_type: str

@@ -60,6 +60,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `prompt_logprobs`, `max_new_tokens` may be 0: the prompt is scored and nothing generated.
     `deadline_s` is how long the caller still waits; what is not done by then ends as an error, and
     no remote call outlives it.
+
+    `grammar` is an llguidance grammar (Lark, or its JSON form): only tokens that keep the answer
+    within it are drawn, and `stop_tokens` only where it may end.
     """
 
     request_id: str
@@ -72,12 +75,15 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     deadline_s: float | None = None
+    grammar: str | None = None
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds inside the main function, from the request's arrival there.
 
-    Route counts are [layers][experts].
+    Route counts are [layers][experts], of the rows that were computed for this request: pages of
+    its prompt that another request had filled are neither counted nor in the ledger. If nothing
+    was to be generated, the first token's time is when the prompt was read.
     """
 
     queue_s: float

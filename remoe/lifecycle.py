@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from remoe.notify import InFlight, Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIFELINE_VARIABLE",
     "READY_FOR_HEADER",
+    "START_HEADER",
     "InFlight",
     "Notifier",
     "bind",
@@ -45,6 +46,9 @@ __all__ = [
 # How long the replica had been ready when its response began, in milliseconds. A caller that
 # waited longer than that waited for a cold start; no clock is compared with another machine's.
 READY_FOR_HEADER = "x-remoe-ready-for-ms"
+# What the replica's own start took, in milliseconds: "boot,load", from the process's creation to
+# its app's start (interpreter and libraries), and from there until it was ready (the model).
+START_HEADER = "x-remoe-start-ms"
 LIFELINE_VARIABLE = "REMOE_LIFELINE_FD"
 
 _FIRST_INHERITED_FD = 3
@@ -128,6 +132,8 @@ class _Metered:
         self._notifier = notifier
         self._in_flight = in_flight
         self._header = READY_FOR_HEADER.encode()
+        self._boot_s = _process_age_s()
+        self._made_at = time.monotonic()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -140,8 +146,13 @@ class _Metered:
             nonlocal counted
             if message["type"] == "http.response.start":
                 ready_for_ms = self._notifier.ready_for_s * 1e3
-                header = (self._header, f"{ready_for_ms:.1f}".encode())
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                load_s = time.monotonic() - self._made_at - ready_for_ms / 1e3
+                start_ms = f"{self._boot_s * 1e3:.0f},{load_s * 1e3:.0f}"
+                added = [
+                    (self._header, f"{ready_for_ms:.1f}".encode()),
+                    (START_HEADER.encode(), start_ms.encode()),
+                ]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
             if (
                 counted
@@ -159,6 +170,17 @@ class _Metered:
                 self._in_flight.leave()
 
 
+def _process_age_s() -> float:
+    """Seconds since this process was made; 0 where /proc cannot tell."""
+    try:
+        # The second field, the program's name, may itself contain spaces and brackets.
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        return uptime_s - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None) -> None:
     """Serve an ASGI app until SIGTERM or SIGINT, then finish what is in flight and return.
 
@@ -167,6 +189,8 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
     READY is sent when the app's lifespan start-up has completed and connections are accepted.
     """
     import uvicorn
+
+    from remoe.slow_clients import ImpatientProtocol
 
     watch_lifeline()
     listener = bind()
@@ -203,7 +227,7 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
     config = uvicorn.Config(
         _Metered(app, notifier, in_flight),
         loop="uvloop",
-        http="httptools",
+        http=ImpatientProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

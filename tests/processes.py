@@ -69,6 +69,14 @@ class ExpertProcess:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(timeout=5)
 
+    def close_port(self) -> None:
+        """Refuse connections from now on; kill the process first, for it holds the socket too."""
+        self._listener.close()
+
+    def open_port(self) -> None:
+        """Listen again where it did."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+
     def stop_reading(self) -> None:
         """Freeze the process: what is sent to it from now on is not answered."""
         self.process.send_signal(signal.SIGSTOP)

@@ -18,12 +18,18 @@ from starlette.routing import Route
 from tokenizers import Tokenizer
 
 from remoe.experts import Partition
-from remoe.generation import GenerateEvent, GenerateRequest, GenerationStats
+from remoe.generation import (
+    GenerateEvent,
+    GenerateRequest,
+    GenerationStats,
+    TokenLogprob,
+    TopLogprob,
+)
 from remoe.ledger import Ledger
-from remoe.lifecycle import READY_FOR_HEADER
+from remoe.lifecycle import READY_FOR_HEADER, START_HEADER
 from remoe.plan import Neighbour, Observation, Plan, PlanRequest
 
-__all__ = ["FakeMain", "FakePlanner", "Gate", "stats"]
+__all__ = ["FakeMain", "FakePlanner", "Gate", "scored", "stats"]
 
 Script = Callable[[GenerateRequest], AsyncIterator[GenerateEvent]]
 
@@ -68,6 +74,13 @@ def stats(request: GenerateRequest, tokens: int) -> GenerationStats:
     )
 
 
+def scored(token: int, alternatives: int) -> TokenLogprob:
+    """A token's log-probability is minus its id in hundredths; the likeliest tokens are 0, 1..."""
+    return TokenLogprob(
+        token, -token / 100, [TopLogprob(other, -other / 100) for other in range(alternatives)]
+    )
+
+
 class FakeMain:
     """Echoes the prompt's tokens, one an event, unless told to say something else."""
 
@@ -84,6 +97,7 @@ class FakeMain:
         self.script: Script = self._echo
         self.refusal: Response | None = None
         self.ready_for_ms: float | None = 1e9
+        self.start_ms = "2000,3000"
         self.before_headers: Gate | None = None
         self.arrived = Gate()
         self.cancelled = Gate()
@@ -101,10 +115,17 @@ class FakeMain:
         self, request: GenerateRequest, tokens: list[int], per_event: int
     ) -> AsyncIterator[GenerateEvent]:
         wanted = tokens[: request.max_new_tokens]
+        if request.prompt_logprobs is not None:
+            alternatives = request.prompt_logprobs
+            scores = [None, *(scored(t, alternatives) for t in request.prompt_tokens[1:])]
+            yield GenerateEvent(prompt_logprobs=scores)
         for start in range(0, len(wanted), per_event):
             sent = wanted[start : start + per_event]
             so_far = stats(request, start + len(sent)) if request.running_stats else None
-            yield GenerateEvent(tokens=sent, stats=so_far)
+            logprobs = (
+                [] if request.logprobs is None else [scored(t, request.logprobs) for t in sent]
+            )
+            yield GenerateEvent(tokens=sent, logprobs=logprobs, stats=so_far)
         yield GenerateEvent(
             finish="length" if len(tokens) > len(wanted) else "stop",
             stats=stats(request, len(wanted)),
@@ -119,7 +140,9 @@ class FakeMain:
             await self.before_headers.passed()
         if self.refusal is not None:
             return self.refusal
-        headers = {} if self.ready_for_ms is None else {READY_FOR_HEADER: str(self.ready_for_ms)}
+        headers = {START_HEADER: self.start_ms}
+        if self.ready_for_ms is not None:
+            headers[READY_FOR_HEADER] = str(self.ready_for_ms)
         return StreamingResponse(
             self._lines(generate), media_type="application/x-ndjson", headers=headers
         )

@@ -30,6 +30,26 @@ def test_any_tokens_decode_as_if_at_once(tokenizer: Tokenizer, tokens: list[int]
     assert "".join(pieces(tokenizer, tokens)) == tokenizer.decode(tokens)
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    text=st.text(alphabet="ab né漢🤖.", max_size=30),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=10),
+    broken=st.lists(st.integers(100, 250), max_size=3),
+)
+def test_tokens_that_come_together_read_the_same(
+    tokenizer: Tokenizer, text: str, sizes: list[int], broken: list[int]
+) -> None:
+    tokens = [*tokenizer.encode(text, add_special_tokens=False).ids, *broken]
+    detokenizer = Detokenizer(tokenizer)
+    shown = list[str]()
+    start = 0
+    while start < len(tokens):
+        size = sizes[len(shown) % len(sizes)]
+        shown.append(detokenizer.push_all(tokens[start : start + size]))
+        start += size
+    assert "".join([*shown, detokenizer.flush()]) == tokenizer.decode(tokens)
+
+
 def test_a_character_of_four_tokens_comes_in_one_piece(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("a🤖b", add_special_tokens=False).ids
     assert len(tokens) == 6
@@ -70,3 +90,13 @@ def metaspace() -> Tokenizer:
 @given(tokens=st.lists(st.integers(0, 4), max_size=12))
 def test_spaces_between_words_survive(metaspace: Tokenizer, tokens: list[int]) -> None:
     assert "".join(pieces(metaspace, tokens)) == metaspace.decode(tokens)
+
+
+def test_metaspaces_survive_tokens_that_come_together(metaspace: Tokenizer) -> None:
+    tokens = [1, 2, 3, 4, 1, 0, 2, 2]
+    assert metaspace.decode(tokens) == "hello world!  hello world world"
+    for size in range(1, 4):
+        detokenizer = Detokenizer(metaspace)
+        cut = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+        shown = "".join(map(detokenizer.push_all, cut)) + detokenizer.flush()
+        assert shown == metaspace.decode(tokens)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 
 import httpx
 import openai
@@ -35,6 +37,18 @@ def error_of(reply: httpx.Response) -> dict[str, str | None]:
 
 def talk(*messages: object) -> dict[str, object]:
     return {"messages": list(messages)}
+
+
+def tool(name: str, parameters: dict[str, object] | None = None) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters or {}}}
+
+
+def called(arguments: str) -> dict[str, object]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def schema_format(schema: dict[str, object]) -> dict[str, object]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 UNSUPPORTED = "unsupported_parameter"
@@ -78,17 +92,31 @@ CONTEXT_CODE = "context_length_exceeded"
         ),
         (
             CHAT,
-            talk({"role": "tool", "content": "x", "tool_call_id": "1"}),
+            talk({"role": "function", "content": "x", "name": "f"}),
             "messages[0].role",
             UNSUPPORTED,
-            "user message",
+            "the role 'tool'",
         ),
         (
             CHAT,
             talk(MESSAGES[0], {"role": "assistant", "tool_calls": [{}]}),
-            "messages[1].tool_calls",
-            UNSUPPORTED,
-            "not supported",
+            "messages[1].tool_calls[0].function",
+            INVALID,
+            "Missing",
+        ),
+        (
+            CHAT,
+            talk(MESSAGES[0], {"role": "assistant", "tool_calls": [called("[1]")]}),
+            "messages[1].tool_calls[0].function.arguments",
+            INVALID,
+            "JSON object",
+        ),
+        (
+            CHAT,
+            talk({**MESSAGES[0], "tool_calls": [called("{}")]}),
+            "messages[0].tool_calls",
+            INVALID,
+            "assistant's",
         ),
         (
             CHAT,
@@ -97,17 +125,61 @@ CONTEXT_CODE = "context_length_exceeded"
             INVALID,
             "begins with the user",
         ),
-        (CHAT, {"tools": [{"type": "function"}]}, "tools", UNSUPPORTED, "not supported"),
-        (CHAT, {"tool_choice": "required"}, "tool_choice", UNSUPPORTED, "not supported"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools[0].function", INVALID, "Missing"),
+        (CHAT, {"tools": [{"type": "custom"}]}, "tools[0].type", INVALID, "'function'"),
+        (CHAT, {"tools": [tool("a b")]}, "tools[0].function.name", INVALID, "pattern"),
         (
             CHAT,
-            {"response_format": {"type": "json_object"}},
-            "response_format",
-            UNSUPPORTED,
-            "not supported",
+            {"tools": [tool("f", {"properties": {"x": {"type": "strange"}}})]},
+            "tools[0].function.parameters",
+            INVALID,
+            "cannot be followed",
         ),
-        (CHAT, {"logprobs": True}, "logprobs", UNSUPPORTED, "not supported"),
-        (CHAT, {"top_logprobs": 2}, "top_logprobs", UNSUPPORTED, "not supported"),
+        (CHAT, {"tool_choice": "required"}, "tool_choice", INVALID, "together with 'tools'"),
+        (CHAT, {"tool_choice": "any"}, "tool_choice", INVALID, "'required'"),
+        (
+            CHAT,
+            {
+                "tools": [tool("f")],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            "tool_choice",
+            INVALID,
+            "'g'",
+        ),
+        (
+            CHAT,
+            {"tools": [tool("f")], "response_format": {"type": "json_object"}},
+            "response_format",
+            INVALID,
+            "cannot be combined",
+        ),
+        (CHAT, {"functions": [{"name": "f"}]}, "functions", UNSUPPORTED, "not supported"),
+        (CHAT, {"response_format": {"type": "xml"}}, "response_format.type", INVALID, "'text'"),
+        (
+            CHAT,
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            INVALID,
+            "Missing",
+        ),
+        (
+            CHAT,
+            {"response_format": schema_format({"type": "array", "uniqueItems": True})},
+            "response_format.json_schema.schema",
+            INVALID,
+            "uniqueItems",
+        ),
+        (
+            CHAT,
+            {"response_format": {"type": "json_object"}, "ignore_eos": True},
+            "ignore_eos",
+            INVALID,
+            "where it ends",
+        ),
+        (CHAT, {"logprobs": 3}, "logprobs", INVALID, "true or false"),
+        (CHAT, {"top_logprobs": 2}, "top_logprobs", INVALID, "'logprobs': true"),
+        (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", INVALID, "at most 20"),
         (CHAT, {"modalities": ["audio"]}, "modalities", UNSUPPORTED, "not supported"),
         (CHAT, {"audio": {}}, "audio", UNSUPPORTED, "not supported"),
         (CHAT, {"reasoning_effort": "high"}, "reasoning_effort", UNSUPPORTED, "not supported"),
@@ -142,7 +214,7 @@ CONTEXT_CODE = "context_length_exceeded"
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", INVALID, "at least 1"),
         (CHAT, {"max_tokens": "5"}, "max_tokens", INVALID, "a whole number"),
         (CHAT, {"messages": LONG}, "messages", CONTEXT_CODE, "reduce the length of the messages"),
-        (CHAT, {"max_tokens": CONTEXT}, "max_tokens", CONTEXT_CODE, "to at most 24"),
+        (CHAT, {"max_tokens": CONTEXT}, "max_tokens", CONTEXT_CODE, "to at most 101"),
         (CHAT, {"messages": LONG, "stream": True}, "messages", CONTEXT_CODE, "maximum context"),
         (
             CHAT,
@@ -160,14 +232,19 @@ CONTEXT_CODE = "context_length_exceeded"
         (COMPLETIONS, {"prompt": [1, -1]}, "prompt[1]", INVALID, "at least 0"),
         (COMPLETIONS, {"prompt": [1, 99999]}, "prompt", INVALID, "99999"),
         (COMPLETIONS, {"prompt": ["a"] * 33, "n": 2}, "prompt", INVALID, "66 choices"),
-        (COMPLETIONS, {"prompt": [5] * CONTEXT}, "prompt", CONTEXT_CODE, "256 tokens"),
-        (COMPLETIONS, {"max_tokens": CONTEXT}, "max_tokens", CONTEXT_CODE, "257 tokens"),
-        (COMPLETIONS, {"max_tokens": -5}, "max_tokens", INVALID, "at least 1"),
-        (COMPLETIONS, {"echo": True}, "echo", UNSUPPORTED, "not supported"),
-        (COMPLETIONS, {"logprobs": 0}, "logprobs", UNSUPPORTED, "not supported"),
+        (COMPLETIONS, {"prompt": [5] * CONTEXT}, "prompt", CONTEXT_CODE, "1024 tokens"),
+        (COMPLETIONS, {"max_tokens": CONTEXT}, "max_tokens", CONTEXT_CODE, "1025 tokens"),
+        (COMPLETIONS, {"max_tokens": -5}, "max_tokens", INVALID, "at least 0"),
+        (COMPLETIONS, {"max_tokens": 0}, "max_tokens", INVALID, "'echo': true"),
+        (COMPLETIONS, {"logprobs": 21}, "logprobs", INVALID, "at most 20"),
+        (COMPLETIONS, {"logprobs": True}, "logprobs", INVALID, "a whole number"),
         (COMPLETIONS, {"suffix": "end"}, "suffix", UNSUPPORTED, "not supported"),
-        (COMPLETIONS, {"best_of": 3}, "best_of", UNSUPPORTED, "choose among"),
-        (COMPLETIONS, {"best_of": 2, "n": 3}, "best_of", INVALID, "from n"),
+        (COMPLETIONS, {"best_of": 21}, "best_of", INVALID, "at most 20"),
+        (COMPLETIONS, {"best_of": 2, "n": 3}, "best_of", INVALID, "at least 'n'"),
+        (COMPLETIONS, {"best_of": 3, "stream": True}, "best_of", INVALID, "cannot be streamed"),
+        ("/tokenize", {}, "prompt", INVALID, "either"),
+        ("/detokenize", {"tokens": [99999]}, "tokens", INVALID, "99999"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens[0]", INVALID, "a whole number"),
     ],
 )
 def test_refusals(
@@ -179,8 +256,11 @@ def test_refusals(
     code: str,
     says: str,
 ) -> None:
-    base = {"messages": MESSAGES} if path == CHAT else {"prompt": "H"}
-    reply = http.post(path, json={"model": MODEL, **base, **change})
+    bases: dict[str, dict[str, object]] = {
+        CHAT: {"messages": MESSAGES},
+        COMPLETIONS: {"prompt": "H"},
+    }
+    reply = http.post(path, json={"model": MODEL, **bases.get(path, {}), **change})
     error = error_of(reply)
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["param"], error["code"]) == (param, code), error
@@ -245,7 +325,7 @@ def test_the_client_raises_its_own_classes(stack: Stack, client: openai.OpenAI) 
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError):
-        client.completions.create(model=MODEL, prompt="x", echo=True, stream=True)
+        client.completions.create(model=MODEL, prompt="x", suffix="y", stream=True)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +365,12 @@ FIELDS = [
     "temperature",
     "top_p",
     "best_of",
+    "echo",
+    "logprobs",
+    "top_logprobs",
+    "response_format",
+    "tools",
+    "tool_choice",
     "tools",
     "model_config",
     "chat_template_kwargs",
@@ -314,3 +400,36 @@ def test_no_body_makes_the_server_fail(
     assert reply.status_code in {200, 400}, reply.text
     if reply.status_code == 400:
         error_of(reply)
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.validation._BODY_TIMEOUT_S", 0.1)
+    address = stack.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), 10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
+        )
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in reply
+    assert b"connection: close" in reply
+    assert stack.main.requests == []
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_date(
+    stack: Stack, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.main.say("Paris")
+    real = time.time
+    for jump_s in (-86_400 * 365, 86_400 * 365):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
+            reply = client.completions.create(
+                model=MODEL, prompt="x", extra_headers={"x-remoe-timeout-s": "5"}
+            )
+        assert reply.choices[0].text == "Paris"
+        assert reply.created == pytest.approx(real() + jump_s, abs=60)
+        receipt = (reply.model_extra or {})["x_remoe"]
+        assert 0 <= receipt["gateway_ms"] <= receipt["ttft_ms"] < 5_000

@@ -33,7 +33,7 @@ def test_models(stack: Stack, client: openai.OpenAI) -> None:
     (listed,) = client.models.list().data
     assert (listed.id, listed.object, listed.owned_by) == (MODEL, "model", "remoe")
     assert listed.created > 1_700_000_000
-    assert listed.model_extra == {"max_model_len": CONTEXT}
+    assert listed.model_extra == {"max_model_len": CONTEXT, "state": "zero"}
     # Its name has a slash.
     assert client.models.retrieve(MODEL) == listed
 

@@ -36,7 +36,8 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
     measured = {
         name: receipt.pop(name) for name in ("ttft_ms", "tpot_ms", "gateway_ms", "total_ms")
     }
-    assert all(isinstance(value, float) and value > 0 for value in measured.values())
+    # The fake's tokens may all arrive together.
+    assert all(isinstance(value, float) and value >= 0 for value in measured.values())
     assert measured["gateway_ms"] < measured["ttft_ms"]  # type: ignore[operator]
     assert receipt == {
         "plan_id": "plan-1",
@@ -44,7 +45,13 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
         "deployment_plan_id": "deployed-1",
         "queue_ms": 250.0,
         "cold_start_ms": 125.0,
-        "cold_start": {"main_ms": 0.0, "experts_ms": 125.0},
+        "cold_start": {
+            "main_ms": 0.0,
+            "activation_ms": 0.0,
+            "boot_ms": 0.0,
+            "load_ms": 0.0,
+            "experts_ms": 125.0,
+        },
         "remote_calls": 3,
         "remote_bytes": 1000,
         "remote_retries": 1,
@@ -124,7 +131,13 @@ def test_a_request_goes_on_without_a_planner(
 def test_a_main_function_that_does_not_say_counts_as_warm(stack: Stack, http: httpx.Client) -> None:
     stack.main.ready_for_ms = None
     receipt = receipt_of(http.post("/v1/chat/completions", json=CHAT))
-    assert receipt["cold_start"] == {"main_ms": 0.0, "experts_ms": 125.0}
+    assert receipt["cold_start"] == {
+        "main_ms": 0.0,
+        "activation_ms": 0.0,
+        "boot_ms": 0.0,
+        "load_ms": 0.0,
+        "experts_ms": 125.0,
+    }
 
 
 def test_no_stats_no_cost(stack: Stack, http: httpx.Client) -> None:

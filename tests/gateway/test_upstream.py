@@ -38,7 +38,7 @@ def failure(error: RemoeError) -> Response:
         (PlainTextResponse(LEAK, 503, {"retry-after": "9"}), 503, "model_loading", "9"),
         (PlainTextResponse(LEAK, 503, {"retry-after": "9000"}), 503, "model_loading", "120"),
         (PlainTextResponse("activator request timeout", 504), 504, "upstream_timeout", "10"),
-        (failure(QueueFullError(LEAK)), 429, "queue_full", "2"),
+        (PlainTextResponse(LEAK, 429, {"retry-after": "7"}), 429, "queue_full", "7"),
         (failure(ContextLengthError(LEAK)), 400, "context_length_exceeded", None),
         (failure(ExpertUnavailableError(LEAK)), 503, "expert_unavailable", "5"),
         (PlainTextResponse(LEAK, status_code=422), 500, "internal_error", None),
@@ -57,7 +57,29 @@ def test_refusals_are_translated(
     reply = http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
     assert reply.headers.get("retry-after") == retry_after
-    assert ("x-should-retry" in reply.headers) == (status == 500)
+    should = {400: None, 500: "false"}.get(status, "true")
+    assert reply.headers.get("x-should-retry") == should
+    assert "secret" not in reply.text
+
+
+def test_a_full_queue_says_how_long_an_answer_takes(
+    stack: Stack, serve_gateway: Callable[..., str]
+) -> None:
+    async def slow(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(tokens=stack.encode("Paris"))
+        await asyncio.sleep(2.2)
+        yield GenerateEvent(finish="stop")
+
+    url = serve_gateway()
+    stack.main.refusal = failure(QueueFullError(LEAK))
+    reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "2")
+    stack.main.refusal = None
+    stack.main.script = slow
+    assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=20).status_code == 200
+    stack.main.refusal = failure(QueueFullError(LEAK))
+    reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT)
+    assert 2150 <= int(reply.headers["retry-after-ms"]) < 4000
     assert "secret" not in reply.text
 
 
@@ -92,7 +114,7 @@ def test_a_main_function_that_never_starts(stack: Stack, serve_gateway: Callable
 def test_a_generation_that_stalls(stack: Stack, serve_gateway: Callable[..., str]) -> None:
     async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         yield GenerateEvent(tokens=stack.encode("Paris"))
-        await Gate().passed()
+        await asyncio.Event().wait()
 
     stack.main.script = script
     reply = httpx.post(

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 __all__ = ["CONTEXT", "MODEL", "TEMPLATE", "write_model"]
 
 MODEL = "tiny/echo-moe"
-CONTEXT = 256
+CONTEXT = 1024
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' and loop.first %}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,73 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from main_model_fn.engine import Engine, EngineLimits
-from main_model_fn.metering import StepMeter
-from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError
+from main_model_fn.engine import Engine
+from remoe.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    QueueFullError,
+    UnavailableError,
+)
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
-from tests.tiny_model import VOCABULARY, InProcessTransport, new_meter, reference, split
-
-GREEDY = SamplingParams(temperature=0)
-LIMITS = EngineLimits(kv_tokens=1024, page_tokens=16, batch_tokens=64, max_requests=8, max_queue=8)
-
-
-@pytest.fixture(scope="module")
-def unmodified(tiny_model_dir: Path) -> PreTrainedModel:
-    return reference(tiny_model_dir)
-
-
-@pytest.fixture(scope="module")
-def meter() -> StepMeter:
-    return new_meter()
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_model_dir: Path, meter: StepMeter) -> Iterator[Engine]:
-    remote = ((0, 1), (2, 3), (0, 3))
-    model = split(tiny_model_dir, remote, InProcessTransport(tiny_model_dir), meter)
-    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
-    engine.start()
-    yield engine
-    engine.stop()
-
-
-def ask(
-    prompt: list[int],
-    *,
-    tokens: int = 16,
-    stop: tuple[int, ...] = (),
-    sampling: SamplingParams = GREEDY,
-) -> GenerateRequest:
-    return GenerateRequest(
-        request_id="same-for-all",
-        plan_id=None,
-        prompt_tokens=prompt,
-        max_new_tokens=tokens,
-        stop_tokens=list(stop),
-        sampling=sampling,
-    )
-
-
-async def collect(engine: Engine, request: GenerateRequest) -> tuple[list[int], GenerateEvent]:
-    tokens: list[int] = []
-    last = GenerateEvent()
-    async for event in engine.generate(request):
-        tokens += event.tokens
-        last = event
-    return tokens, last
-
-
-def random_prompt(seed: int, length: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(VOCABULARY, (length,), generator=generator).tolist()
-
-
-def generate(model: PreTrainedModel, prompt: list[int], tokens: int = 16) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, eos_token_id=-1
-    )
-    answer: list[int] = output[0, len(prompt) :].tolist()
-    return answer
+from tests.main_model_fn.asking import Pages, ask, collect, events, generate, random_prompt
+from tests.main_model_fn.conftest import LIMITS
+from tests.tiny_model import VOCABULARY, InProcessTransport, new_meter, split
 
 
 def test_concurrent_streams_give_generates_tokens(
@@ -135,32 +78,24 @@ def test_a_seeded_sample_is_the_same_whatever_shares_the_batch(engine: Engine) -
 
 
 def test_closing_the_stream_frees_the_cache(engine: Engine) -> None:
-    manager = engine._manager
-    assert manager.batch_processor is not None
-    cache = manager.batch_processor.cache
+    pages = Pages(engine)
 
     async def abandon() -> None:
         stream = engine.generate(ask(random_prompt(1, 50), tokens=400))
         await anext(stream)
+        assert pages.used > 0
         await stream.aclose()
-        async with asyncio.timeout(10):
-            while manager.batch_processor.scheduler.active_requests:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await pages.become_idle()
 
-    free_before = cache.compute_free_capacity()
     asyncio.run(abandon())
-    assert cache.compute_free_capacity() == free_before
     assert engine._open == 0
-    assert not manager.output_router.result_handlers
 
 
 def test_running_stats_come_with_every_event(engine: Engine) -> None:
     request = msgspec.structs.replace(ask(random_prompt(2, 5), tokens=4), running_stats=True)
 
-    async def events() -> list[GenerateEvent]:
-        return [event async for event in engine.generate(request)]
-
-    counted = [event.stats.output_tokens for event in asyncio.run(events()) if event.stats]
+    told = asyncio.run(events(engine, request))
+    counted = [event.stats.output_tokens for event in told if event.stats]
     assert counted == [1, 2, 3, 4]
 
 
@@ -170,6 +105,7 @@ def test_running_stats_come_with_every_event(engine: Engine) -> None:
         (ask([]), InvalidRequestError),
         (ask([1], tokens=0), InvalidRequestError),
         (ask([VOCABULARY]), InvalidRequestError),
+        (ask([1], sampling=SamplingParams(logit_bias={VOCABULARY: 1.0})), InvalidRequestError),
         (ask([-1]), InvalidRequestError),
         (ask([1] * 1000, tokens=100), ContextLengthError),
     ],
@@ -193,3 +129,62 @@ def test_a_full_queue_says_so(engine: Engine) -> None:
                 await stream.aclose()
 
     asyncio.run(fill())
+
+
+def small_engine(tiny_model_dir: Path) -> Engine:
+    meter = new_meter()
+    model = split(tiny_model_dir, ((), (), ()), InProcessTransport(tiny_model_dir), meter)
+    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
+    engine.start()
+    return engine
+
+
+def test_stopping_leaves_no_stream_behind(tiny_model_dir: Path) -> None:
+    engine = small_engine(tiny_model_dir)
+
+    async def run() -> None:
+        working = engine.generate(ask([1, 2], tokens=900))
+        await anext(working)
+        await asyncio.to_thread(engine.stop)
+        left = [event async for event in working]
+        assert left[-1].finish == "error"
+        assert not engine.alive
+        with pytest.raises(UnavailableError):
+            engine.check(ask([1]))
+
+    asyncio.run(run())
+
+
+def test_what_breaks_a_step_ends_the_engine_and_all_streams_with_it(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = small_engine(tiny_model_dir)
+
+    async def run() -> None:
+        working = engine.generate(ask([1, 2], tokens=900))
+        await anext(working)
+        monkeypatch.setattr("main_model_fn.steps.choose_token", None)
+        (event,) = await events(engine, ask([3], sampling=SamplingParams()))
+        assert event.finish == "error"
+        left = [event async for event in working]
+        assert left[-1].finish == "error"
+
+    asyncio.run(run())
+    engine.stop()
+    assert not engine.alive
+
+
+def test_tokens_for_a_loop_that_is_gone_harm_nobody(
+    engine: Engine, unmodified: PreTrainedModel
+) -> None:
+    """A client's loop may end while the engine is in the middle of its step."""
+
+    async def leave() -> None:
+        await anext(engine.generate(ask([1, 2], tokens=900)))
+
+    for _ in range(5):
+        asyncio.run(leave())
+    assert engine.alive
+    prompt = random_prompt(12, 4)
+    assert asyncio.run(collect(engine, ask(prompt)))[0] == generate(unmodified, prompt)
+    asyncio.run(Pages(engine).become_idle())

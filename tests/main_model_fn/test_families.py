@@ -30,7 +30,7 @@ from remoe.generation import GenerateEvent
 from remoe.kernel.interface import open_kernel
 from remoe.kernel.native_library import NativePool
 from tests.calls import expert_call
-from tests.main_model_fn.test_engine import ask, collect, generate
+from tests.main_model_fn.asking import ask, events, generate
 from tests.tiny_families import DENSE_LAYERS, VOCABULARY, build_tiny_family
 from tests.tiny_model import InProcessTransport, new_meter, reference
 
@@ -162,10 +162,10 @@ def test_cache_and_memory_are_counted_as_transformers_holds_them(
     # The paged cache pads the rotary key (8 numbers here) to the latent (16).
     padding = checkpoint.layers * 8 if latent else 0
     held = 2 * (numbers / 5 + padding)
-    if checkpoint.family.recurrent:  # not served, and Jamba does not say which layers grow
+    if checkpoint.family.recurrent:  # Jamba does not say which layers grow
         assert checkpoint.kv_bytes_per_token >= held
-        return
-    assert checkpoint.kv_bytes_per_token == held
+    else:
+        assert checkpoint.kv_bytes_per_token == held
     options = DeploymentOptions(model_dir=checkpoint.model_dir, threads=1)
     assert default_deployment(options).main.memory_mib > 0
 
@@ -340,36 +340,52 @@ def test_the_expert_function_computes_what_the_module_does(
     assert computer.loaded == 3
 
 
-def test_the_engine_serves_every_family_that_the_table_says_it_does(
+def test_the_engine_serves_every_family(
     checkpoint: Checkpoint, unmodified: PreTrainedModel, pool: NativePool
 ) -> None:
     meter = new_meter(experts=checkpoint.experts, layers=checkpoint.layers)
     model = load(checkpoint, random_partition(checkpoint, 1), meter=meter, pool=pool)
-    if checkpoint.family.recurrent:
-        with pytest.raises(CheckpointError, match=checkpoint.family.model_type):
-            checkpoint.check_served()
+    recurrent = checkpoint.family.recurrent
+    if recurrent:
         with pytest.raises(ValueError, match="Invalid layer type"):  # transformers' own words
             Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
-        return
-    checkpoint.check_served()
-    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
+    engine = Engine(
+        model, meter, limits=LIMITS, deployment_plan_id="plan-test", recurrent=recurrent
+    )
     engine.start()
     # The second is longer than a step's tokens: read in pieces, beside another that decodes.
     prompts = [tokens_of(1, length, length)[0].tolist() for length in (5, 40)]
 
-    async def run() -> list[tuple[list[int], GenerateEvent]]:
-        return await asyncio.gather(*(collect(engine, ask(prompt, tokens=6)) for prompt in prompts))
+    async def run() -> list[list[GenerateEvent]]:
+        return await asyncio.gather(
+            *(
+                events(engine, ask(prompt, tokens=6, logprobs=0, prompt_logprobs=0))
+                for prompt in prompts
+            )
+        )
 
     try:
         answers = asyncio.run(run())
     finally:
         engine.stop()
     routed = [layer in checkpoint.moe_layers for layer in range(checkpoint.layers)]
-    for prompt, (tokens, last) in zip(prompts, answers, strict=True):
+    for prompt, told in zip(prompts, answers, strict=True):
+        tokens = [token for event in told for token in event.tokens]
         assert tokens == generate(unmodified, prompt, 6)
-        assert last.stats is not None
-        counts = np.array(last.stats.prefill_counts).sum(axis=1)
-        assert counts.tolist() == [len(prompt) * checkpoint.top_k * has for has in routed]
+        stats = told[-1].stats
+        assert stats is not None
+        for counts, rows in ((stats.prefill_counts, len(prompt)), (stats.decode_counts, 5)):
+            expected = [rows * checkpoint.top_k * has for has in routed]
+            assert np.array(counts).sum(axis=1).tolist() == expected
+        with torch.no_grad():
+            logits = unmodified(torch.tensor([prompt + tokens])).logits[0]
+        scored = [*told[0].prompt_logprobs[1:], *(entry for e in told for entry in e.logprobs)]
+        wanted = logits.log_softmax(-1)[range(len(scored)), [*prompt[1:], *tokens]]
+        # Logits of a tiny random model may be in the hundreds.
+        tolerance = 1e-4 * max(1.0, float(logits.abs().max()) / 10)
+        assert [entry.logprob for entry in scored if entry] == pytest.approx(
+            wanted.tolist(), abs=tolerance
+        )
 
 
 @st.composite

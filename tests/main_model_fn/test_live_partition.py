@@ -20,7 +20,8 @@ from remoe.errors import CheckpointError
 from remoe.experts import Partition
 from remoe.kernel.native_library import NativePool
 from remoe.plan import Deployment
-from tests.main_model_fn.test_engine import LIMITS, ask, collect, generate, random_prompt
+from tests.main_model_fn.asking import ask, collect, generate, random_prompt
+from tests.main_model_fn.conftest import LIMITS
 from tests.main_model_fn.test_families import load, partition_of, tokens_of
 from tests.tiny_families import build_tiny_family
 from tests.tiny_model import EXPERTS, LAYERS, InProcessTransport, new_meter, reference, split

@@ -25,10 +25,13 @@ def test_requests_together_are_billed_what_was_used(
 ) -> None:
     rng = np.random.default_rng(seed)
     meter = StepMeter(layers=2, experts=4, main_memory_gb=3.0, on_gpu=False)
-    requests = [meter.open(str(number)) for number in range(4)]
+    requests = [meter.open() for _ in range(4)]
     now, routes = 0.0, 0
     for rows, seconds, busy_s in steps:
-        meter.begin_step([Span(str(n), count, prefill=n == 0) for n, count in enumerate(rows)], now)
+        spans = [
+            Span(requests[n], count, prefill=count if n == 0 else 0) for n, count in enumerate(rows)
+        ]
+        meter.begin_step(spans, now)
         meter.record_routes(1, rng.integers(0, 4, (sum(rows), 2)))
         routes += 2 * sum(rows)
         result = RemoteResult(b"", busy_s, cold_start_s=0.0, retries=0, bytes_moved=1000)
@@ -47,8 +50,8 @@ def test_requests_together_are_billed_what_was_used(
 
 def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None:
     meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=True)
-    first, second, third = meter.open("a"), meter.open("b"), meter.open("c")
-    meter.begin_step([Span("a", 2, prefill=False), Span("b", 1, prefill=False)], 0.0)
+    first, second, third = meter.open(), meter.open(), meter.open()
+    meter.begin_step([Span(first, 2), Span(second, 1)], 0.0)
     result = RemoteResult(b"", 0.1, cold_start_s=0.4, retries=1, bytes_moved=30)
     meter.record_call(np.array([0, 2]), result, memory_gb=1.0)
     meter.end_step(1.0)
@@ -59,10 +62,25 @@ def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None
     assert third.ledger.remote_calls == 0
 
 
-def test_a_closed_request_is_no_longer_billed() -> None:
-    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=False)
-    request = meter.open("a")
-    meter.close("a")
-    meter.begin_step([Span("a", 1, prefill=False)], 0.0)
+def test_rows_computed_again_are_billed_and_not_counted() -> None:
+    meter = StepMeter(layers=1, experts=8, main_memory_gb=1.0, on_gpu=False)
+    request, other = meter.open(), meter.open()
+    meter.begin_step([Span(other, 1), Span(request, 4, repeated=1, prefill=2)], 0.0)
+    meter.record_routes(0, np.array([[7], [0], [1], [2], [3]]))
     meter.end_step(1.0)
-    assert request.ledger.main_cpu_gb_s == 0
+    assert request.prefill_counts.tolist() == [[0, 1, 1, 0, 0, 0, 0, 0]]
+    assert request.decode_counts.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0]]
+    assert other.decode_counts.tolist() == [[0, 0, 0, 0, 0, 0, 0, 1]]
+    assert request.ledger.main_cpu_gb_s == other.ledger.main_cpu_gb_s == 0.5
+
+
+def test_a_step_may_take_as_long_as_its_most_patient_request_waits() -> None:
+    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=False)
+    assert meter.remaining_s(0.0) is None  # nothing is under way
+    soon, later, whenever = meter.open(10.0), meter.open(30.0), meter.open()
+    meter.begin_step([Span(soon, 1), Span(later, 1)], 0.0)
+    assert meter.remaining_s(12.0) == 18.0
+    meter.begin_step([Span(soon, 1)], 0.0)
+    assert meter.remaining_s(12.0) == -2.0
+    meter.begin_step([Span(soon, 1), Span(whenever, 1)], 0.0)
+    assert meter.remaining_s(12.0) is None

@@ -123,8 +123,8 @@ def test_routes_of_a_forward_pass_are_counted(tiny_model_dir: Path) -> None:
 
     meter = new_meter()
     model = split(tiny_model_dir, ((0, 1),) * 3, InProcessTransport(tiny_model_dir), meter)
-    request = meter.open("a")
-    meter.begin_step([Span("a", 10, prefill=True)], now=1.0)
+    request = meter.open()
+    meter.begin_step([Span(request, 10, prefill=10)], now=1.0)
     with torch.no_grad():
         model(random_tokens(1, 10, 2))
     meter.end_step(now=3.0)

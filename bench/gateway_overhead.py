@@ -1,0 +1,405 @@
+"""What the gateway adds to a request, and how many tokens one gateway process can stream.
+
+    python bench/gateway_overhead.py [--litellm PATH/TO/litellm]
+
+A real gateway process between a client and a main function that answers at once and notes when,
+in three processes on loopback. Two loads: 32 streams at the pace of a model (a token every 20 ms),
+and 32 streams as fast as they go. The second is repeated with the HTTP layers of others: that of
+`transformers serve`, with only the model's `generate` replaced, and LiteLLM's proxy, if its command
+is given, in front of an OpenAI server that answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from remoe.topology import Topology
+from tests.gateway.tiny_text import MODEL, write_model
+
+STREAMS = 32
+PROMPT = "The capital of France"
+MARK = b" processes"
+
+# What answers at once: the main function's and the planner's protocols, and OpenAI's.
+UPSTREAM = r"""
+import asyncio, json, socket, sys, time
+import msgspec, uvicorn
+from remoe.experts import Partition
+from remoe.generation import GenerateEvent, GenerateRequest, GenerationStats
+from remoe.ledger import Ledger
+from remoe.plan import Plan
+from tokenizers import Tokenizer
+
+interval_s, tokenizer = float(sys.argv[1]), Tokenizer.from_file(sys.argv[2])
+token = tokenizer.encode(" processes").ids[0]
+line = msgspec.json.encode(GenerateEvent(tokens=[token])) + b"\n"
+stats = GenerationStats(queue_s=0, first_token_s=0, total_s=0, prompt_tokens=4, output_tokens=1,
+    deployment_plan_id="d", ledger=Ledger(), prefill_counts=[[4, 0]], decode_counts=[[0, 1]])
+end = msgspec.json.encode(GenerateEvent(finish="length", stats=stats)) + b"\n"
+plan = msgspec.json.encode(Plan(plan_id="p", model="m", model_digest="d",
+    partition=Partition(experts=2, remote=((1,),)), profile=[[0.5, 0.5]], main_memory_gb=1.0,
+    functions=[], prewarm=[], neighbours=[], predicted_ttft_s=0.5, predicted_tpot_s=0.1,
+    predicted_cost_usd=0.001))
+chunk = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m",
+    "choices": [{"index": 0, "delta": {"content": " processes"}, "finish_reason": None}]}
+sse = b"data: " + json.dumps(chunk).encode() + b"\n\n"
+chunk["choices"][0] = {"index": 0, "delta": {}, "finish_reason": "length"}
+sse_end = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
+times = {}
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            await send({"type": (await receive())["type"] + ".complete"})
+    arrived = time.perf_counter()
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    path, reply, kind = scope["path"], b"{}", b"application/json"
+    if path == "/v1/plan":
+        reply = plan
+    elif path == "/times":
+        reply = json.dumps(times).encode()
+        times.clear()
+    elif path in ("/v1/generate", "/v1/chat/completions"):
+        ours = path == "/v1/generate"
+        asked = json.loads(body)
+        count = asked["max_new_tokens"] if ours else asked["max_tokens"]
+        sent = []
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type",
+            b"application/x-ndjson" if ours else b"text/event-stream")]})
+        # As fast as it goes, eight tokens a write: the source must not be what is measured.
+        at_once = 1 if interval_s else 8
+        part = (line if ours else sse) * at_once
+        for number in range(count // at_once):
+            if interval_s:
+                await asyncio.sleep(max(0, arrived + interval_s * (number + 1) - time.perf_counter()))
+            else:
+                await asyncio.sleep(0)
+            sent.append(time.perf_counter())
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        if ours and interval_s:
+            times[asked["request_id"]] = [arrived, sent]
+        reply = end if ours else sse_end
+        await send({"type": "http.response.body", "body": reply})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind),
+        (b"content-length", str(len(reply)).encode())]})
+    await send({"type": "http.response.body", "body": reply})
+
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+config = uvicorn.Config(app, log_config=None, access_log=False, loop="uvloop", lifespan="off")
+uvicorn.Server(config).run(sockets=[listener])
+"""
+
+# `transformers serve`, whole but for the model: its server, handler, generation manager, streamer.
+TRANSFORMERS = r"""
+import logging, socket, sys
+import torch, uvicorn
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import GenerationState, Modality
+
+folder = sys.argv[1]
+logging.disable(logging.WARNING)
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=folder + "/tokenizer.json")
+tokenizer.chat_template = open(folder + "/chat_template.jinja").read()
+token = torch.tensor([tokenizer.encode(" processes")[0]])
+
+class Model:
+    device, dtype = torch.device("cpu"), torch.float32
+    config = type("Config", (), {"model_type": "llama"})()
+    generation_config = GenerationConfig(eos_token_id=0)
+
+    def generate(self, *, streamer, generation_config, **rest):
+        streamer.put(rest["input_ids"])
+        for _ in range(generation_config.max_new_tokens):
+            streamer.put(token)
+        streamer.end()
+
+class Manager:
+    def shutdown(self): pass
+    def get_model_modality(self, model, processor=None): return Modality.LLM
+
+class Handler(ChatCompletionHandler):
+    def _resolve_model(self, body): return "m", Model(), tokenizer
+
+state = GenerationState(continuous_batching=False)
+handler = Handler(model_manager=Manager(), generation_state=state)
+app = build_server(Manager(), handler, None, None, None, None, state)
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])
+"""
+
+
+@contextmanager
+def running(*command: str, prints_port: bool = True, **variables: str) -> Iterator[tuple[int, int]]:
+    """A helper process: its port and its process id."""
+    port = free_port()
+    process = subprocess.Popen(
+        [str(port) if word == "{port}" else word for word in command],
+        stdout=subprocess.PIPE if prints_port else subprocess.DEVNULL,
+        stderr=None if prints_port else subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PORT": str(port), **variables},
+    )
+    try:
+        if prints_port:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+        wait_for(port, process)
+        yield port, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(port: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        assert process.poll() is None, "a helper process ended at once"
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError(process.args)
+
+
+@dataclass
+class Stream:
+    """What a client saw of one answer; times are of the clock all processes share."""
+
+    id: str = ""
+    asked: float = 0.0
+    chunks: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
+async def ask(port: int, model: str, tokens: int) -> Stream:
+    """One streamed chat completion, read with as little work as can be."""
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": tokens,
+            "stream": True,
+        }
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    stream = Stream(asked=time.perf_counter())
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer sk-x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    tail, begun = b"", False
+    try:
+        while data := await reader.read(1 << 16):
+            now = time.perf_counter()
+            assert begun or data.startswith(b"HTTP/1.1 200"), data[:500]
+            begun = True
+            if not stream.id and (at := data.find(b'"id":')) >= 0:
+                stream.id = data[at + 5 :].split(b'"')[1].decode()
+            # One mark a token, whatever order a server gives its keys; a mark may be cut in two.
+            count = (tail + data).count(MARK)
+            tail = data[1 - len(MARK) :]
+            stream.tokens += count
+            stream.chunks += [now] * count
+    finally:
+        writer.close()
+    assert stream.tokens == tokens, (stream.tokens, tokens)
+    return stream
+
+
+async def load(port: int, model: str, *, rounds: int, tokens: int, spread_s: float) -> list[Stream]:
+    async def one_after_another() -> list[Stream]:
+        await asyncio.sleep(random.random() * spread_s)
+        return [await ask(port, model, tokens) for _ in range(rounds)]
+
+    done = await asyncio.gather(*(one_after_another() for _ in range(STREAMS)))
+    return [stream for streams in done for stream in streams]
+
+
+def cpu_s(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def gateway(folder: Path, upstream: int) -> Iterator[tuple[int, int]]:
+    url = f"http://127.0.0.1:{upstream}"
+    path = folder / f"topology-{upstream}.json"
+    Topology(
+        model=MODEL,
+        model_dir=str(folder),
+        gateway_url="http://127.0.0.1:1",
+        planner_url=url,
+        main_url=url,
+        main_memory_gb=1.0,
+        experts=[],
+    ).save(path)
+    with running(
+        *(sys.executable, "-m", "gateway"),
+        prints_port=False,
+        REMOE_TOPOLOGY=str(path),
+        REMOE_LOG_LEVEL="warning",
+    ) as started:
+        yield started
+
+
+def percentile(values: list[float], share: float) -> float:
+    return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
+
+
+def overhead(folder: Path, *, rounds: int, tokens: int) -> None:
+    """At a model's pace: what is added to the first token and to each further one."""
+    with ExitStack() as stack:
+        tokenizer = str(folder / "tokenizer.json")
+        upstream, _ = stack.enter_context(
+            running(sys.executable, "-c", UPSTREAM, "0.02", tokenizer)
+        )
+        port, pid = stack.enter_context(gateway(folder, upstream))
+        asyncio.run(load(port, MODEL, rounds=2, tokens=1, spread_s=1))
+        before = cpu_s(pid)
+        alone = asyncio.run(load(port, MODEL, rounds=rounds, tokens=1, spread_s=1))
+        request_s = (cpu_s(pid) - before) / len(alone)
+        get(upstream, "/times")
+        before = cpu_s(pid)
+        streams = asyncio.run(
+            load(port, MODEL, rounds=rounds, tokens=tokens, spread_s=tokens * 0.02)
+        )
+        used_s = cpu_s(pid) - before
+        times = json.loads(get(upstream, "/times"))
+    first, further = [], []
+    for stream in streams:
+        arrived, sent = times[f"{stream.id}-0"]
+        first.append((stream.chunks[0] - stream.asked - (sent[0] - arrived)) * 1e3)
+        further += [(received - at) * 1e3 for received, at in zip(stream.chunks, sent, strict=True)]
+    chunks = sum(stream.tokens - 1 for stream in streams)
+    chunk_s = (used_s - request_s * len(streams)) / chunks
+    print(f"{STREAMS} streams, a token every 20 ms, {len(streams)} answers of {tokens} tokens")
+    print(
+        f"  to the first byte   p50 {percentile(first, 0.5):6.2f} ms   p99 {percentile(first, 0.99):6.2f} ms"
+    )
+    print(
+        f"  to a further chunk  p50 {percentile(further, 0.5):6.2f} ms   p99 {percentile(further, 0.99):6.2f} ms"
+    )
+    print(
+        f"  CPU time            {request_s * 1e3:.2f} ms a request, {chunk_s * 1e3:.3f} ms a further chunk"
+    )
+
+
+def get(port: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as reply:
+        body: bytes = reply.read()
+        return body
+
+
+def tokens_per_s(port: int, model: str, *, tokens: int) -> float:
+    started = time.perf_counter()
+    streams = asyncio.run(load(port, model, rounds=1, tokens=tokens, spread_s=0))
+    ended = max(stream.chunks[-1] for stream in streams)
+    return sum(stream.tokens for stream in streams) / (ended - started)
+
+
+def throughput(folder: Path, litellm: str | None, *, repeats: int, tokens: int) -> None:
+    """As fast as they go, all in one run, by turns."""
+    with ExitStack() as stack:
+        tokenizer = str(folder / "tokenizer.json")
+        upstream, _ = stack.enter_context(running(sys.executable, "-c", UPSTREAM, "0", tokenizer))
+        peers = {
+            "Remoe's gateway": (stack.enter_context(gateway(folder, upstream))[0], MODEL),
+            "transformers serve's HTTP layer": (
+                stack.enter_context(running(sys.executable, "-c", TRANSFORMERS, str(folder)))[0],
+                "m",
+            ),
+        }
+        if litellm is None:
+            print("  (LiteLLM's proxy is left out: no --litellm)")
+        else:
+            config = folder / "litellm.yaml"
+            target = {
+                "model": "openai/m",
+                "api_base": f"http://127.0.0.1:{upstream}/v1",
+                "api_key": "x",
+            }
+            config.write_text(
+                json.dumps({"model_list": [{"model_name": "m", "litellm_params": target}]})
+            )
+            command = (litellm, "--config", str(config), "--port", "{port}", "--num_workers", "1")
+            variables = {
+                "LITELLM_LOG": "ERROR",
+                "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+                "PYTHONPATH": "",
+            }
+            started = running(*command, prints_port=False, **variables)
+            peers["LiteLLM's proxy"] = (stack.enter_context(started)[0], "m")
+        speeds: dict[str, list[float]] = {name: [] for name in peers}
+        for port, model in peers.values():
+            tokens_per_s(port, model, tokens=16)
+        for _ in range(repeats):
+            for name, (port, model) in random.sample(list(peers.items()), len(peers)):
+                # The slower get less to do, or they would take the whole run.
+                scaled = tokens if name != "LiteLLM's proxy" else tokens // 4
+                speeds[name].append(tokens_per_s(port, model, tokens=scaled))
+    ours = statistics.median(speeds["Remoe's gateway"])
+    print(f"{STREAMS} streams as fast as they go, median of {repeats}")
+    for name, found in speeds.items():
+        speed = statistics.median(found)
+        print(f"  {name:34} {speed:9,.0f} tokens/s   ours is {ours / speed:5.2f} x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--litellm", help="LiteLLM's command, from an environment of its own")
+    parser.add_argument("--rounds", type=int, default=6, help="answers a stream, at a model's pace")
+    parser.add_argument("--repeats", type=int, default=5, help="of each, as fast as they go")
+    arguments = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_model(Path(name))
+        overhead(folder, rounds=arguments.rounds, tokens=64)
+        throughput(folder, arguments.litellm, repeats=arguments.repeats, tokens=960)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""One stream after another, each through transformers' `generate` with the model's own cache.
+
+For models with layers whose state is no key-value cache (linear attention, state spaces,
+convolutions), which continuous batching has no room for. Slower when several wait; otherwise the
+same: `Steps` meters and chooses tokens here too.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+import structlog
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+
+from main_model_fn.runner import EngineLimits
+from main_model_fn.steps import Part, Steps
+from main_model_fn.stream import Stream
+
+__all__ = ["SequentialRunner"]
+
+_log = structlog.get_logger()
+
+
+class SequentialRunner:
+    """Runs streams in the order they came."""
+
+    def __init__(self, model: PreTrainedModel, steps: Steps, limits: EngineLimits) -> None:
+        self._model = model
+        self._steps = steps
+        self._waiting: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self._running: Stream | None = None
+        self._position = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine")
+        model.generation_config.eos_token_id = None  # streams know when they have ended
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._waiting.put(None)
+        self._thread.join(timeout=10)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, stream: Stream) -> None:
+        self._waiting.put(stream)
+        if not self.alive:
+            stream.fail()
+
+    def cancel(self, stream: Stream) -> None:
+        """Nothing to do: that it has ended is seen after the step under way, or at its turn."""
+
+    def _run(self) -> None:
+        try:
+            while (stream := self._waiting.get()) is not None:
+                self._running = stream
+                if not stream.ended and not self._stopping:
+                    self._generate(stream)
+                stream.fail()  # which changes nothing unless it was stopped
+                self._running = None
+        except Exception:  # noqa: BLE001  # whatever it was, the replica is replaced
+            _log.exception("engine_failed")
+        finally:
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        if self._running is not None:
+            self._running.fail()
+        while not self._waiting.empty():
+            stream = self._waiting.get()
+            if stream is not None:
+                stream.fail()
+
+    def _generate(self, stream: Stream) -> None:
+        self._position = 0
+        prompt = torch.tensor([stream.request.prompt_tokens], device=self._model.device)
+        self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=GenerationConfig(
+                max_new_tokens=stream.max_new_tokens,
+                do_sample=False,
+                pad_token_id=0,  # `generate` wants one, and pads nothing
+            ),
+            logits_processor=LogitsProcessorList([_Choice(self._steps)]),
+            stopping_criteria=StoppingCriteriaList([self._is_over]),
+        )
+
+    def _before_forward(
+        self, _model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if self._running is None or threading.current_thread() is not self._thread:
+            return
+        rows = kwargs["input_ids"].shape[1]
+        self._steps.begin([Part(self._running, self._position, rows, yields_token=True)])
+        self._position += rows
+
+    def _is_over(self, input_ids: torch.Tensor, _scores: object, **_: Any) -> torch.Tensor:
+        over = self._stopping or self._running is None or self._running.ended
+        return torch.tensor([over], device=input_ids.device)
+
+
+class _Choice(LogitsProcessor):  # type: ignore[misc]
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._steps.end(scores)
+        return scores

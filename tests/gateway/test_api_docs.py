@@ -1,0 +1,32 @@
+"""docs/api.md says of each field what the code does with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gateway.policy import HARMLESS_FIELDS, REFUSED_FIELDS
+from gateway.requests import ChatRequest, CompletionRequest
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+
+
+def told() -> dict[str, dict[str, str]]:
+    """By endpoint, what the table says of each field."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w*) ?\| (\w*) ?\|", PAGE.read_text("utf-8"), flags=re.MULTILINE
+    )
+    assert len({name for name, _, _ in rows}) == len(rows) > 40
+    return {
+        "chat": {name: chat for name, chat, _ in rows if chat},
+        "completions": {name: said for name, _, said in rows if said},
+    }
+
+
+def test_the_table_of_fields_is_true_and_complete() -> None:
+    bodies = {"chat": ChatRequest, "completions": CompletionRequest}
+    for endpoint, body in bodies.items():
+        done = dict.fromkeys(body.model_fields, "supported")
+        done |= dict.fromkeys(REFUSED_FIELDS[endpoint], "refused")
+        done |= dict.fromkeys(HARMLESS_FIELDS, "ignored")
+        assert told()[endpoint] == done
