@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
 from tokenizers import Tokenizer
 
@@ -131,6 +133,54 @@ def test_killed_experts_change_no_answer_and_are_counted(platform: Platform) -> 
     assert receipt["remote_retries"] + receipt["local_fallbacks"] > 0
     assert sum(function["crashes"] for function in platform.experts()) > 0
     assert "was killed by SIGKILL" in platform.output()
+
+
+def test_scores_shapes_and_calls_come_from_the_model_itself(platform: Platform) -> None:
+    client = platform.client
+    model = client.models.list().data[0].id
+    said = client.completions.create(
+        model=model, prompt="The capital", max_tokens=8, temperature=0, logprobs=2, echo=True
+    ).choices[0]
+    scored = client.completions.create(
+        model=model, prompt=said.text, max_tokens=0, logprobs=2, echo=True
+    ).choices[0]
+    assert said.logprobs is not None
+    assert scored.logprobs is not None
+    # What the model wrote, it scores alike when it reads it; the text may be cut differently.
+    if said.logprobs.tokens == scored.logprobs.tokens:
+        assert scored.logprobs.token_logprobs is not None
+        assert said.logprobs.token_logprobs is not None
+        for wrote, read in zip(
+            said.logprobs.token_logprobs[1:], scored.logprobs.token_logprobs[1:], strict=True
+        ):
+            assert read == pytest.approx(wrote, abs=0.02)
+    schema = {
+        "type": "object",
+        "properties": {"sky": {"enum": ["clear", "grey"]}, "days": {"type": "boolean"}},
+        "required": ["sky", "days"],
+        "additionalProperties": False,
+    }
+    shaped = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Hello"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        n=3,
+        temperature=1.5,
+    )
+    for choice in shaped.choices:
+        jsonschema_rs.validate(schema, json.loads(choice.message.content or ""))
+    called = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Hello"}],
+        tools=[{"type": "function", "function": {"name": "look", "parameters": schema}}],
+        tool_choice="required",
+        parallel_tool_calls=False,
+    ).choices[0]
+    assert called.finish_reason == "tool_calls"
+    (call,) = called.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "look"
+    jsonschema_rs.validate(schema, json.loads(call.function.arguments))
 
 
 def test_ctrl_c_leaves_nothing_behind(model_dir: Path, tmp_path: Path) -> None:
