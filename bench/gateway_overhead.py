@@ -367,6 +367,8 @@ def throughput(folder: Path, litellm: str | None, *, repeats: int, tokens: int) 
             variables = {
                 "LITELLM_LOG": "ERROR",
                 "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+                # It ends streams that say the same again and again, as this one does.
+                "REPEATED_STREAMING_CHUNK_LIMIT": "100000",
                 "PYTHONPATH": "",
             }
             started = running(*command, prints_port=False, **variables)
