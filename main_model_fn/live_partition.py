@@ -80,10 +80,10 @@ class LivePartition:
         with self._lock:
             wanted = {layer: frozenset(deployment.partition.local(layer)) for layer in self._layers}
             for layer, split in self._layers.items():
-                attached += len(wanted[layer] - split.local.held)
+                attached += len(wanted[layer] - split.local.residents.experts)
                 split.local.attach(wanted[layer])
             for layer, split in self._layers.items():
-                unwanted = split.local.held - wanted[layer]
+                unwanted = split.local.residents.experts - wanted[layer]
                 detached += len(unwanted)
                 split.local.detach(unwanted)
             if detached:

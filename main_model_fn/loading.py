@@ -27,7 +27,7 @@ from main_model_fn.local_experts import (
     TorchExperts,
 )
 from main_model_fn.metering import StepMeter
-from main_model_fn.native_linear import use_native_linear
+from main_model_fn.native_layers import use_native_layers
 from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
@@ -35,7 +35,6 @@ from remoe.errors import CheckpointError
 from remoe.experts import ExpertId, Partition
 from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import NativePool
-from remoe.mapped import MappedTensor
 
 __all__ = ["WeightReader", "load_split_model"]
 
@@ -60,7 +59,7 @@ class WeightReader:
         """A copy of an expert's tensor, or of its part of a stacked one; the file's pages go."""
         mapped = self._checkpoint.tensor(name)
         if index is not None:
-            mapped = MappedTensor(mapped.values[index], mapped.dtype)
+            mapped = mapped.view(mapped.values[index])
         copy = torch.from_numpy(np.array(mapped.values))
         mapped.release()
         return copy.view(torch.bfloat16) if mapped.dtype == "BF16" else copy
@@ -134,7 +133,7 @@ def load_split_model(
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
         local: LocalExperts = (
-            NativeExperts(layer, kernel, checkpoint.expert)
+            NativeExperts(layer, kernel, checkpoint)
             if kernel
             else TorchExperts(layer, reader.expert)
         )
@@ -153,7 +152,7 @@ def load_split_model(
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     if pool is not None:
-        use_native_linear(model, pool)
+        use_native_layers(model, pool)
     return model
 
 

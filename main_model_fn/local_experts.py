@@ -13,12 +13,21 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.routes import Batch, Route
-from remoe.expert_tensors import ExpertTensors
+from remoe.checkpoint import Checkpoint
 from remoe.experts import ExpertId
-from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.native_kernel import ExpertTable, NativeKernel
+from remoe.kernel.native_library import Matrix
 
-__all__ = ["ExpertWeights", "ExpertsModule", "LocalExperts", "NativeExperts", "TorchExperts"]
+__all__ = [
+    "ExpertWeights",
+    "ExpertsModule",
+    "LocalExperts",
+    "NativeExperts",
+    "Residents",
+    "TorchExperts",
+]
 
 
 class ExpertsModule(Protocol):
@@ -29,6 +38,17 @@ class ExpertsModule(Protocol):
     def _apply_gate(self, gate_up_out: torch.Tensor) -> torch.Tensor: ...
 
 
+class Residents(Protocol):
+    """The experts that one layer holds at a moment; attaching and detaching makes another."""
+
+    @property
+    def experts(self) -> frozenset[int]: ...
+
+    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+        """Add these experts' outputs, weighted, to `total` [tokens, hidden]."""
+        ...
+
+
 class LocalExperts(Protocol):
     """The resident experts of one layer, and the means to compute any other.
 
@@ -36,25 +56,22 @@ class LocalExperts(Protocol):
     """
 
     @property
-    def held(self) -> frozenset[int]:
-        """The resident experts."""
+    def residents(self) -> Residents:
+        """To be asked for once a batch, so that each route goes to one place."""
         ...
 
     def new_sum(self, hidden: torch.Tensor) -> torch.Tensor:
         """Zeros in the shape of `hidden`, of the type in which sums over experts are kept."""
         ...
 
-    def add(
+    def add_lost(
         self,
         total: torch.Tensor,
         module: ExpertsModule,
         batch: Batch,
         routes: Mapping[int, Route],
     ) -> None:
-        """Add these routes' outputs, weighted, to `total` [tokens, hidden].
-
-        Experts that are not resident are read for this call and let go.
-        """
+        """Add the outputs of experts that are not resident: read for this, and let go."""
         ...
 
     def attach(self, experts: Iterable[int]) -> None:
@@ -66,21 +83,36 @@ class LocalExperts(Protocol):
         ...
 
 
+class _NativeResidents:
+    def __init__(self, table: ExpertTable) -> None:
+        self._table = table
+        self.experts = table.experts
+
+    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+        rows = batch.hidden.contiguous()
+        index, gates = batch.index.contiguous(), batch.gate_weights
+        self._table.add(
+            total.data_ptr(),
+            Matrix(rows.data_ptr(), KERNEL_DTYPES[rows.dtype]),
+            index.data_ptr(),
+            gates.data_ptr(),
+            (index.shape[0], index.shape[1]),
+        )
+
+
 class NativeExperts:
     """The kernel on weights where they lie in the checkpoint's files: nothing is copied."""
 
-    def __init__(
-        self, layer: int, kernel: NativeKernel, read: Callable[[ExpertId], ExpertTensors]
-    ) -> None:
+    def __init__(self, layer: int, kernel: NativeKernel, checkpoint: Checkpoint) -> None:
         self._layer = layer
         self._kernel = kernel
-        self._read = read
-        self.held: frozenset[int] = frozenset()
+        self._checkpoint = checkpoint
+        self.residents = self._of(frozenset())
 
     def new_sum(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.zeros(hidden.shape, dtype=torch.float32)
 
-    def add(
+    def add_lost(
         self,
         total: torch.Tensor,
         module: ExpertsModule,
@@ -89,27 +121,33 @@ class NativeExperts:
     ) -> None:
         experts = [ExpertId(self._layer, index) for index in routes]
         self._kernel.weighted_sum(experts, batch.routed(routes), total.numpy())
-        lost = routes.keys() - self.held
-        if lost:
-            self._let_go(lost)
+        self._let_go(routes.keys() - self.residents.experts)
 
     def attach(self, experts: Iterable[int]) -> None:
         wanted = frozenset(experts)
-        for index in wanted - self.held:
+        for index in wanted - self.residents.experts:
             self._kernel.load(ExpertId(self._layer, index))
-        self.held |= wanted
+        self.residents = self._of(self.residents.experts | wanted)
 
     def detach(self, experts: Iterable[int]) -> None:
-        unwanted = self.held & frozenset(experts)
-        self.held -= unwanted
+        unwanted = self.residents.experts & frozenset(experts)
+        self.residents = self._of(self.residents.experts - unwanted)
         self._let_go(unwanted)
+
+    def _of(self, resident: frozenset[int]) -> _NativeResidents:
+        checkpoint = self._checkpoint
+        return _NativeResidents(
+            self._kernel.table(
+                self._layer, resident, experts=checkpoint.experts, hidden=checkpoint.hidden_size
+            )
+        )
 
     def _let_go(self, experts: Iterable[int]) -> None:
         """A batch that still reads them finds the same bytes: the pages come back from the file."""
         for index in experts:
             expert = ExpertId(self._layer, index)
             self._kernel.forget(expert)
-            for tensor in self._read(expert).all():
+            for tensor in self._checkpoint.expert(expert).all():
                 tensor.release()
 
 
@@ -126,44 +164,51 @@ class ExpertWeights:
     down_bias: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _TorchResidents:
+    weights: Mapping[int, ExpertWeights]
+
+    @property
+    def experts(self) -> frozenset[int]:
+        return frozenset(self.weights)
+
+    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+        for index, route in batch.routes.items():
+            if index in self.weights:
+                _add_expert(total, module, batch, route, self.weights[index])
+
+
 class TorchExperts:
     """Weights copied to the model's device; the sum is kept in the model's type."""
 
     def __init__(self, layer: int, read: Callable[[ExpertId], ExpertWeights]) -> None:
         self._layer = layer
         self._read = read
-        self._weights: dict[int, ExpertWeights] = {}
-
-    @property
-    def held(self) -> frozenset[int]:
-        return frozenset(self._weights)
+        self.residents = _TorchResidents({})
 
     def new_sum(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(hidden)
 
-    def add(
+    def add_lost(
         self,
         total: torch.Tensor,
         module: ExpertsModule,
         batch: Batch,
         routes: Mapping[int, Route],
     ) -> None:
-        held = self._weights
         for index, route in routes.items():
-            weights = held.get(index) or self._read(ExpertId(self._layer, index))
+            weights = self._read(ExpertId(self._layer, index))
             _add_expert(total, module, batch, route, weights)
 
     def attach(self, experts: Iterable[int]) -> None:
-        new = {
-            index: self._read(ExpertId(self._layer, index))
-            for index in experts
-            if index not in self._weights
-        }
-        self._weights = {**self._weights, **new}
+        held = self.residents.weights
+        new = {i: self._read(ExpertId(self._layer, i)) for i in experts if i not in held}
+        self.residents = _TorchResidents({**held, **new})
 
     def detach(self, experts: Iterable[int]) -> None:
         unwanted = frozenset(experts)
-        self._weights = {i: w for i, w in self._weights.items() if i not in unwanted}
+        kept = {i: w for i, w in self.residents.weights.items() if i not in unwanted}
+        self.residents = _TorchResidents(kept)
 
 
 def _add_expert(

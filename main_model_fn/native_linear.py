@@ -8,13 +8,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from main_model_fn.native_dtypes import KERNEL_DTYPES
 from remoe.kernel.native_library import NativePool
 from remoe.kernel.projector import Projector, StoredWeights
 
-__all__ = ["NativeLinear", "use_native_linear"]
-
-# As in remoe/kernel/native/kernel.h.
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+__all__ = ["NativeLinear"]
 
 
 class NativeLinear(nn.Linear):
@@ -33,18 +31,18 @@ class NativeLinear(nn.Linear):
             [
                 StoredWeights(
                     address=linear.weight.data_ptr(),
-                    dtype=_DTYPES[linear.weight.dtype],
+                    dtype=KERNEL_DTYPES[linear.weight.dtype],
                     columns=linear.out_features,
                     bias=None if self._wide_bias is None else self._wide_bias.data_ptr(),
                 )
             ],
             width=linear.in_features,
-            dtype=_DTYPES[linear.weight.dtype],
+            dtype=KERNEL_DTYPES[linear.weight.dtype],
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # torch's name
         """[..., in_features] to [..., out_features]."""
-        if input.dtype != self._dtype:
+        if input.dtype != self._dtype or input.shape[-1] != self.in_features:
             return super().forward(input)  # torch says what is wrong with it
         rows = input.contiguous()
         output = rows.new_empty((*rows.shape[:-1], self.out_features))
@@ -52,14 +50,3 @@ class NativeLinear(nn.Linear):
         if count:
             self._projector(count, rows.data_ptr(), (output.data_ptr(),))
         return output
-
-
-def use_native_linear(model: nn.Module, pool: NativePool) -> int:
-    """Replace the linear layers of a loaded model on the CPU; says how many there were."""
-    replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.dtype in _DTYPES:
-                setattr(module, name, NativeLinear(child, pool))
-                replaced += 1
-    return replaced

@@ -44,16 +44,28 @@ def routes_by_expert(index: NDArray[np.int64]) -> dict[int, Route]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k]."""
+    """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k].
+
+    `index` int64 [tokens, top_k] says which experts were chosen, on the CPU.
+    """
 
     hidden: torch.Tensor
+    index: torch.Tensor
     gates: torch.Tensor
 
     @cached_property
-    def gate_weights(self) -> NDArray[np.float32]:
-        """The gates as float32 [tokens, top_k]."""
-        weights: NDArray[np.float32] = self.gates.float().cpu().numpy()
-        return weights
+    def routes(self) -> dict[int, Route]:
+        return routes_by_expert(self.index.numpy())
+
+    @cached_property
+    def experts(self) -> frozenset[int]:
+        """The experts that were chosen at all."""
+        return frozenset(self.index.flatten().tolist())
+
+    @cached_property
+    def gate_weights(self) -> torch.Tensor:
+        """The gates as float32 [tokens, top_k] on the CPU."""
+        return self.gates.float().cpu().contiguous()
 
     @cached_property
     def stored_rows(self) -> NDArray[np.generic]:
@@ -75,5 +87,5 @@ class Batch:
             hidden=self.stored_rows,
             offsets=offsets,
             row_index=tokens.astype(np.int32),
-            gate=self.gate_weights[tokens, slots],
+            gate=self.gate_weights.numpy()[tokens, slots],
         )

@@ -13,7 +13,7 @@ import torch
 from main_model_fn.fan_out import FanOut, SentCall
 from main_model_fn.local_experts import ExpertsModule, LocalExperts
 from main_model_fn.metering import StepMeter
-from main_model_fn.routes import Batch, routes_by_expert
+from main_model_fn.routes import Batch
 
 __all__ = ["EXPERTS_IMPLEMENTATION", "LayerExperts", "split_experts_forward"]
 
@@ -46,17 +46,16 @@ class LayerExperts:
 
         Remote calls leave first, local experts are computed while they fly.
         """
-        index = top_k_index.cpu().numpy()  # [tokens, top_k]
-        self._meter.record_routes(self.layer, index)
-        routes = routes_by_expert(index)
-        held = self.local.held  # once: it may change while this batch is computed
-        resident = {expert: route for expert, route in routes.items() if expert in held}
-        remote = {expert: route for expert, route in routes.items() if expert not in held}
-        sent = self._fan_out.send(hidden, top_k_weights, remote) if remote else []
-        batch = Batch(hidden, top_k_weights)
+        batch = Batch(hidden, top_k_index.cpu(), top_k_weights)
+        self._meter.record_routes(self.layer, batch.index.numpy())
+        residents = self.local.residents  # once: they may change while this batch is computed
+        sent = []
+        if remote := sorted(batch.experts - residents.experts):
+            routes = {expert: batch.routes[expert] for expert in remote}
+            sent = self._fan_out.send(hidden, top_k_weights, routes)
         total = self.local.new_sum(hidden)
-        if resident:
-            self.local.add(total, module, batch, resident)
+        if len(remote) < len(batch.experts):
+            residents.add(total, module, batch)
         for call in sent:
             self._add_remote(total, module, batch, call)
         return total.to(hidden.dtype)
@@ -67,7 +66,7 @@ class LayerExperts:
         """Add the returned partial sums, or compute them here if the function is lost."""
         partial = self._fan_out.receive(call)
         if partial is None:
-            self.local.add(total, module, batch, call.routes)
+            self.local.add_lost(total, module, batch, call.routes)
             return
         rows = partial.to(total.device, total.dtype)
         if len(total) == 1:

@@ -40,7 +40,7 @@ def view_expert(
     def part(template: str) -> MappedTensor:
         found = tensor(template.format(layer=expert.layer, expert=expert.index))
         values = found.values[expert.index] if layout.stacked else found.values
-        return MappedTensor(values.T if layout.transposed else values, found.dtype)
+        return found.view(values.T if layout.transposed else values)
 
     def gate_and_up(suffix: str) -> tuple[MappedTensor, MappedTensor]:
         if not layout.fused:
@@ -53,8 +53,8 @@ def view_expert(
             else (slice(inner), slice(inner, None))
         )
         return (
-            MappedTensor(both.values[first], both.dtype),
-            MappedTensor(both.values[second], both.dtype),
+            both.view(both.values[first]),
+            both.view(both.values[second]),
         )
 
     gate, up = gate_and_up("")

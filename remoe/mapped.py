@@ -44,22 +44,31 @@ def to_float32(
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor:
-    """A view into a mapped file. `dtype` is safetensors' name; BF16 is carried as uint16."""
+    """A view of numbers as stored. `dtype` is safetensors' name; BF16 is carried as uint16.
+
+    `in_file` says that they lie in a mapped file, whose pages can be let go without losing them.
+    """
 
     values: NDArray[np.generic]
     dtype: str
+    in_file: bool = False
+
+    def view(self, values: NDArray[np.generic]) -> MappedTensor:
+        """Some of the same numbers."""
+        return MappedTensor(values, self.dtype, self.in_file)
 
     def to_float32(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         return to_float32(self.values, out)
 
     def prefault(self) -> None:
         """Have the file's pages in memory, and in this process, before they are needed."""
-        if _advise(self.values, _MADV_POPULATE_READ) != 0:  # Linux before 5.14
+        if self.in_file and _advise(self.values, _MADV_POPULATE_READ) != 0:  # Linux before 5.14
             _advise(self.values, mmap.MADV_WILLNEED)
 
     def release(self) -> None:
-        """Give the pages back to the system; whoever reads them again finds the same bytes."""
-        _advise(self.values, mmap.MADV_DONTNEED)
+        """Give the file's pages back to the system; who reads them again finds the same bytes."""
+        if self.in_file:
+            _advise(self.values, mmap.MADV_DONTNEED)
 
 
 _MADV_POPULATE_READ = 22
@@ -123,4 +132,4 @@ class Shard:
             count=math.prod(entry.shape),
             offset=self._data_start + entry.data_offsets[0],
         ).reshape(entry.shape)
-        return MappedTensor(values, entry.dtype)
+        return MappedTensor(values, entry.dtype, in_file=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,9 @@ from remoe.activation import SILU, Activation, ActivationName
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 from remoe.kernel.interface import ReadExpert, RoutedRows
-from remoe.kernel.native_library import DTYPES, Matrix, NativePool
+from remoe.kernel.native_library import DTYPES, Matrix, NativePool, Routed
 
-__all__ = ["NativeKernel"]
+__all__ = ["ExpertTable", "NativeKernel"]
 
 # As in native/kernel.h.
 _ACTIVATIONS: dict[ActivationName, int] = {
@@ -97,6 +97,46 @@ def _matrix(values: NDArray[np.generic]) -> Matrix:
     return Matrix(values.ctypes.data, DTYPES[values.dtype])
 
 
+class ExpertTable:
+    """Some experts of one layer, as a router's choices are computed on them. Never changes."""
+
+    def __init__(
+        self,
+        pool: NativePool,
+        held: dict[int, _Held],
+        *,
+        experts: int,
+        hidden: int,
+        activation: Activation,
+    ) -> None:
+        self.experts = frozenset(held)
+        self._pool = pool
+        self._held = held
+        self._table = (ctypes.c_void_p * experts)(
+            *(held[i].address if i in held else None for i in range(experts))
+        )
+        self._routed = Routed(
+            hidden=hidden,
+            inner=next((one.inner for one in held.values()), 0),
+            activation=_ACTIVATIONS[activation.name],
+            alpha=activation.alpha,
+            limit=activation.limit,
+            experts=experts,
+            table=ctypes.addressof(self._table),
+        )
+
+    def add(self, total: int, rows: Matrix, index: int, gate: int, shape: tuple[int, int]) -> None:
+        """Add the outputs of these experts where `index` chose them; others are passed over.
+
+        Addresses of float32 `total` [tokens, hidden], int64 `index` and float32 `gate`, both of
+        `shape` [tokens, top_k]; `rows` is [tokens, hidden]. Not from two threads at once.
+        """
+        routed = self._routed
+        routed.rows, routed.top_k = shape
+        routed.index, routed.gate, routed.input, routed.output = index, gate, rows, total
+        self._pool.route(routed)
+
+
 class NativeKernel:
     """Experts on a pool of native threads. Safe from any thread."""
 
@@ -147,6 +187,15 @@ class NativeKernel:
     def load(self, expert: ExpertId) -> None:
         """Have an expert's weights in memory before it is called."""
         self._hold(expert).prefault()
+
+    def table(
+        self, layer: int, resident: Iterable[int], *, experts: int, hidden: int
+    ) -> ExpertTable:
+        """Resident experts of a layer of so many, for rows of `hidden` numbers."""
+        held = {index: self._hold(ExpertId(layer, index)) for index in resident}
+        return ExpertTable(
+            self._pool, held, experts=experts, hidden=hidden, activation=self._activation
+        )
 
     def forget(self, expert: ExpertId) -> None:
         """Keep nothing of an expert; it is read again if it is called again."""

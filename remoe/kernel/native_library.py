@@ -11,10 +11,20 @@ import numpy as np
 from remoe.kernel.interface import KernelUnavailableError
 from remoe.kernel.native import LIBRARY
 
-__all__ = ["DTYPES", "Matrix", "NativePool", "Projection", "Projections", "native_variants"]
+__all__ = [
+    "DTYPES",
+    "Attention",
+    "Matrix",
+    "NativePool",
+    "Norm",
+    "Projection",
+    "Projections",
+    "Routed",
+    "native_variants",
+]
 
 # As in native/kernel.h.
-_ABI = 3
+_ABI = 4
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 
@@ -43,6 +53,60 @@ class Projections(ctypes.Structure):
     )
 
 
+class Routed(ctypes.Structure):
+    _fields_ = (
+        ("hidden", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("alpha", ctypes.c_float),
+        ("limit", ctypes.c_float),
+        ("experts", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("table", ctypes.c_void_p),
+        ("index", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("input", Matrix),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("input", Matrix),
+        ("weight", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+    )
+
+
+class Attention(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("requests", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("rotated", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("cosine", ctypes.c_void_p),
+        ("sine", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("write", ctypes.c_void_p),
+        ("row_ends", ctypes.c_void_p),
+        ("read_ends", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+    )
+
+
 class NativePool:
     """A variant of the arithmetic, `threads` to run it on, and their buffers. Safe from any thread.
 
@@ -68,12 +132,24 @@ class NativePool:
         self.description = f"native {variant}, {threads} thread{'s' * (threads > 1)}"
 
     def forward(self, call: ctypes.Structure) -> None:
-        """Compute routed experts: a `struct call` of native/kernel.h."""
+        """Compute experts for rows gathered by expert: a `struct call` of native/kernel.h."""
         self._checked(self._library.remoe_forward(self._handle, ctypes.byref(call)))
+
+    def route(self, routed: Routed) -> None:
+        """Compute a layer's experts for rows as its router chose."""
+        self._checked(self._library.remoe_route(self._handle, ctypes.byref(routed)))
 
     def project(self, projections: Projections) -> None:
         """Compute projections of the same rows into their outputs."""
         self._checked(self._library.remoe_project(self._handle, ctypes.byref(projections)))
+
+    def normalize(self, norm: Norm) -> None:
+        """Divide rows by their root mean square."""
+        self._checked(self._library.remoe_normalize(self._handle, ctypes.byref(norm)))
+
+    def attend(self, attention: Attention) -> None:
+        """Put new keys and values into a paged cache, and attend to it."""
+        self._checked(self._library.remoe_attend(self._handle, ctypes.byref(attention)))
 
     def close(self) -> None:
         """End its threads; it must not be used again."""
@@ -108,8 +184,8 @@ def _open_library(path: Path) -> ctypes.CDLL:
         raise KernelUnavailableError(f"{path} was built from other sources: {again}")
     library.remoe_open.restype = ctypes.c_void_p
     library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
-    library.remoe_forward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    library.remoe_project.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    for name in ("forward", "route", "project", "normalize", "attend"):
+        getattr(library, f"remoe_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.remoe_close.argtypes = [ctypes.c_void_p]
     library.remoe_close.restype = None
     library.remoe_variant.argtypes = [ctypes.c_int64]

@@ -298,8 +298,8 @@ def test_cold_experts_never_enter_memory(
     model = load(checkpoint, warm, pool=pool if natively else None)
     resident = checkpoint.non_expert_size_bytes + checkpoint.expert_size_bytes
     everything = checkpoint.non_expert_size_bytes + 16 * checkpoint.expert_size_bytes
-    # A page that is touched may bring the pages around it.
-    slack = 6 << 20
+    # A page that is touched brings those around it: up to 2 MiB at each end of what is read.
+    slack = 12 << 20
     assert resident + slack < everything / 2
     assert _mapped_bytes(tmp_path) <= resident + slack
     assert sum(parameter.numel() for parameter in model.parameters()) * 4 <= resident
@@ -417,10 +417,15 @@ def test_logits_are_equal_for_any_configuration_partition_and_batch(
 ) -> None:
     folder = build_tiny_family(tmp_path_factory.mktemp("random"), model_type, **shape)  # type: ignore[arg-type]
     checkpoint = Checkpoint.open(folder)
-    unmodified = reference(folder)
-    for how in (None, pool):
-        model = load(checkpoint, random_partition(checkpoint, seed), pool=how)
-        assert_same_logits(unmodified, model, tokens_of(*batch, seed))
+    unmodified, tokens = reference(folder), tokens_of(*batch, seed)
+    with torch.no_grad():
+        exact = reference(folder, torch.float64)(tokens).logits
+        theirs = (unmodified(tokens).logits - exact).abs().max()
+        for how in (None, pool):
+            model = load(checkpoint, random_partition(checkpoint, seed), pool=how)
+            ours = (model(tokens).logits - exact).abs().max()
+            # Norms over a few numbers magnify float32's rounding, theirs as ours.
+            assert ours <= TOLERANCE * exact.abs().max() + 4 * theirs
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_eight_streams_do_not_notice(
                 for _ in range(LAYERS)
             )
             live.change(deployment_of(checkpoint, remote))
-            held = [split.local.held for split in layers_of(model)]
+            held = [split.local.residents.experts for split in layers_of(model)]
             assert [frozenset(EVERYTHING) - layer for layer in held] == [set(r) for r in remote]
             changes += 1
 

@@ -54,6 +54,9 @@ struct kernel {
     const struct call *call;
     const struct projections *projections;
     size_t first_row, rows; /* of the projections' rows, those in the buffers */
+    const struct attention *attention;
+    void *routes; /* [route_bytes] */
+    size_t route_bytes;
     struct segment segment[BLOCK_ROWS];
     size_t segments, block_rows;
     float *input;  /* [BLOCK_ROWS, padded hidden] */
@@ -292,25 +295,107 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
     return OK;
 }
 
+static int forward(struct kernel *kernel, const struct call *call) { /* with the call lock held */
+    int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
+    if (status != OK) return status;
+    kernel->call = call;
+    kernel->segments = kernel->block_rows = 0;
+    size_t group = kernel->variant->group_rows;
+    for (int64_t e = 0; e < call->experts; e++) {
+        size_t first = call->offsets[e], end = call->offsets[e + 1];
+        while (first < end) {
+            if (kernel->block_rows == BLOCK_ROWS) flush(kernel);
+            size_t last = smaller(end, first + BLOCK_ROWS - kernel->block_rows);
+            kernel->segment[kernel->segments++] =
+                (struct segment){call->expert[e], first, last, kernel->block_rows};
+            kernel->block_rows += steps(last - first, group) * group;
+            first = last;
+        }
+    }
+    flush(kernel);
+    return OK;
+}
+
 EXPORT int remoe_forward(struct kernel *kernel, const struct call *call) {
     pthread_mutex_lock(&kernel->call_lock);
-    int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
+    int status = forward(kernel, call);
+    pthread_mutex_unlock(&kernel->call_lock);
+    return status;
+}
+
+static inline int is_here(const struct routed *routed, size_t route) {
+    int64_t expert = routed->index[route];
+    return expert >= 0 && expert < routed->experts && routed->table[expert];
+}
+
+/* The same routes, gathered by expert: each expert's in the order of the rows. */
+static void gather(const struct routed *routed, int64_t *offsets, int32_t *row_index,
+                   float *gate_weight) {
+    size_t routes = routed->rows * routed->top_k;
+    memset(offsets, 0, (routed->experts + 2) * sizeof *offsets);
+    int64_t *next = offsets + 1; /* next[e] runs from the start of e's routes to their end */
+    for (size_t i = 0; i < routes; i++)
+        if (is_here(routed, i)) offsets[routed->index[i] + 2]++;
+    for (int64_t e = 0; e < routed->experts; e++) offsets[e + 2] += offsets[e + 1];
+    for (size_t i = 0; i < routes; i++) {
+        if (!is_here(routed, i)) continue;
+        int64_t place = next[routed->index[i]]++;
+        row_index[place] = (int32_t)(i / routed->top_k);
+        gate_weight[place] = routed->gate[i];
+    }
+}
+
+EXPORT int remoe_route(struct kernel *kernel, const struct routed *routed) {
+    size_t offset_bytes = (routed->experts + 2) * sizeof(int64_t);
+    size_t bytes = offset_bytes + (size_t)routed->rows * routed->top_k * 8;
+    pthread_mutex_lock(&kernel->call_lock);
+    int status = grow(&kernel->routes, &kernel->route_bytes, bytes, 1, 1);
     if (status == OK) {
-        kernel->call = call;
-        kernel->segments = kernel->block_rows = 0;
-        size_t group = kernel->variant->group_rows;
-        for (int64_t e = 0; e < call->experts; e++) {
-            size_t first = call->offsets[e], end = call->offsets[e + 1];
-            while (first < end) {
-                if (kernel->block_rows == BLOCK_ROWS) flush(kernel);
-                size_t last = smaller(end, first + BLOCK_ROWS - kernel->block_rows);
-                kernel->segment[kernel->segments++] =
-                    (struct segment){call->expert[e], first, last, kernel->block_rows};
-                kernel->block_rows += steps(last - first, group) * group;
-                first = last;
-            }
-        }
-        flush(kernel);
+        int64_t *offsets = kernel->routes;
+        int32_t *row_index = (int32_t *)((char *)kernel->routes + offset_bytes);
+        float *gate_weight = (float *)(row_index + routed->rows * routed->top_k);
+        gather(routed, offsets, row_index, gate_weight);
+        struct call call = {
+            .hidden = routed->hidden, .inner = routed->inner, .activation = routed->activation,
+            .alpha = routed->alpha, .limit = routed->limit, .experts = routed->experts,
+            .rows = routed->rows, .expert = routed->table, .offsets = offsets,
+            .row_index = row_index, .gate_weight = gate_weight, .input = routed->input,
+            .output = routed->output};
+        if (offsets[routed->experts] > 0) status = forward(kernel, &call);
+    }
+    pthread_mutex_unlock(&kernel->call_lock);
+    return status;
+}
+
+EXPORT int remoe_normalize(struct kernel *kernel, const struct norm *norm) {
+    pthread_mutex_lock(&kernel->call_lock);
+    int status = grow(&kernel->thread, &kernel->thread_floats, padded(norm->width),
+                      kernel->threads, sizeof(float));
+    if (status == OK) kernel->variant->normalize(norm, kernel->thread);
+    pthread_mutex_unlock(&kernel->call_lock);
+    return status;
+}
+
+static void attention_task(struct kernel *kernel, size_t task, size_t thread) {
+    const struct attention *attention = kernel->attention;
+    kernel->variant->attend(attention, task / attention->groups, task % attention->groups,
+                            kernel->thread + thread * kernel->thread_floats);
+}
+
+EXPORT int remoe_attend(struct kernel *kernel, const struct attention *attention) {
+    size_t most = 0;
+    for (int64_t i = 0; i < attention->requests; i++) {
+        size_t tokens = attention->read_ends[i + 1] - attention->read_ends[i];
+        if (tokens > most) most = tokens;
+    }
+    pthread_mutex_lock(&kernel->call_lock);
+    int status = grow(&kernel->thread, &kernel->thread_floats,
+                      padded(kernel->variant->attend_floats(attention, most)), kernel->threads,
+                      sizeof(float));
+    if (status == OK) {
+        kernel->attention = attention;
+        kernel->variant->remember(attention, 0, attention->rows, kernel->thread);
+        run(kernel, attention_task, attention->requests * attention->groups);
     }
     pthread_mutex_unlock(&kernel->call_lock);
     return status;
@@ -369,6 +454,7 @@ EXPORT void remoe_close(struct kernel *kernel) {
     free(kernel->input);
     free(kernel->inner);
     free(kernel->thread);
+    free(kernel->routes);
     free(kernel->packed_input);
     free(kernel->packed_inner);
     free(kernel);

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 3
+#define REMOE_KERNEL_ABI 4
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -48,6 +48,46 @@ struct projection {
     const float *bias;
     int64_t columns;
     void *output;
+};
+
+/* A layer's experts for rows as its router chose: row r goes to the experts index[r][..] with the
+ * weights gate[r][..]. Experts that are NULL in the table are left to others. */
+struct routed {
+    int64_t hidden, inner, activation;
+    float alpha, limit; /* of CLAMPED_SWIGLU */
+    int64_t experts, rows, top_k;
+    const struct expert *const *table; /* [experts] */
+    const int64_t *index;              /* [rows, top_k] */
+    const float *gate;                 /* [rows, top_k] */
+    struct matrix input;               /* [rows, hidden] */
+    float *output;                     /* [rows, hidden], added to */
+};
+
+/* output = weight * x / sqrt(mean(x^2) + epsilon), row by row, rounded once. */
+struct norm {
+    int64_t rows, width;
+    struct matrix input; /* [rows, width] */
+    const float *weight; /* [width] */
+    float epsilon;
+    void *output;        /* of the input's type */
+};
+
+/* Causal attention of new tokens over a paged cache, after their keys and values were put there.
+ * All numbers but the indices are of one type. Heads lie side by side in a row. */
+struct attention {
+    int64_t rows, requests, heads, groups, width; /* groups: heads of keys; width: of one head */
+    int64_t rotated;           /* numbers of a head that are rotated, the first ones */
+    int64_t dtype;
+    float scale;
+    const void *query;         /* [rows, heads * width] */
+    const void *key, *value;   /* [rows, groups * width] */
+    const void *cosine, *sine; /* [rows, rotated] */
+    void *keys, *values;       /* the cache, a token every groups * width numbers */
+    const int64_t *write;      /* [rows], places of the new tokens */
+    const int32_t *row_ends;   /* [requests + 1], from 0: whose rows */
+    const int32_t *read_ends;  /* [requests + 1], from 0: whose places to read */
+    const int64_t *read;       /* [read_ends[requests]], places of all a request's tokens, in order */
+    void *output;              /* [rows, heads * width] */
 };
 
 /* Projections of the same rows, done together. */
@@ -91,6 +131,13 @@ struct variant {
      * order of a sum depends on k alone: not on which rows and columns are computed together. */
     void (*project)(float *out, size_t out_stride, struct input input, struct matrix weights,
                     size_t width, size_t first, size_t last, float *scratch);
+    void (*normalize)(const struct norm *norm, float *scratch); /* [padded width] */
+    /* Rotate and store the keys of some rows, and store their values. */
+    void (*remember)(const struct attention *attention, size_t first, size_t last, float *scratch);
+    /* One request's rows against one group of heads. */
+    void (*attend)(const struct attention *attention, size_t request, size_t group,
+                   float *scratch);
+    size_t (*attend_floats)(const struct attention *attention, size_t most_keys);
     void (*activate)(float *gate, const float *up, size_t count, const struct call *call);
 };
 

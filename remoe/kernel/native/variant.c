@@ -301,6 +301,28 @@ static void activate(float *gate, const float *up, size_t count, const struct ca
     }
 }
 
+static void normalize(const struct norm *norm, float *scratch) {
+    size_t width = norm->width, item = bytes_of(norm->input.dtype);
+    for (size_t r = 0; r < (size_t)norm->rows; r++) {
+        widen(scratch, norm->input, r * width, width);
+        vec squares = {0};
+        float sum = 0, lanes[LANES];
+        size_t i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            vec x = load_float(scratch + i);
+            squares = fused(x, x, squares);
+        }
+        store_float(lanes, squares);
+        for (; i < width; i++) sum += scratch[i] * scratch[i];
+        for (size_t lane = 0; lane < LANES; lane++) sum += lanes[lane];
+        float factor = 1.0f / sqrtf(sum / (float)width + norm->epsilon);
+        for (i = 0; i < width; i++) scratch[i] = norm->weight[i] * (scratch[i] * factor);
+        narrow((char *)norm->output + r * width * item, norm->input.dtype, scratch, width);
+    }
+}
+
+#include "attention.h"
+
 static int supported(void) {
 #if defined(__AMX_BF16__)
     return __builtin_cpu_supports("avx512bw") && amx_supported();
@@ -329,5 +351,9 @@ const struct variant VARIANT_OBJECT(VARIANT) = {
     .narrow = narrow,
     .scratch_floats = scratch_floats,
     .project = project,
+    .normalize = normalize,
+    .remember = remember,
+    .attend = attend,
+    .attend_floats = attend_floats,
     .activate = activate,
 };
