@@ -9,8 +9,10 @@ import anyio
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import Response
+from starlette.background import BackgroundTask
 
 from planner.planning import Planner
+from planner.routing_fit import RoutingFit
 from planner.wire import add_error_handlers, json_response, read_message
 from remoe.errors import NotFoundError
 from remoe.plan import Observation, PlanRequest
@@ -27,9 +29,24 @@ class _Worker:
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
         self._limiter = CapacityLimiter(1)
+        self._fitting = False
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+    async def fit(self) -> None:
+        """Renew the predictor's fit if that is due; plans go on meanwhile, from the last one."""
+        if self._fitting:
+            return
+        self._fitting = True
+        try:
+            predictor = await self.run(lambda: self.planner.to_fit)
+            if predictor is not None:
+                sample = await self.run(predictor.sample)
+                fit = await anyio.to_thread.run_sync(lambda: RoutingFit.of(*sample))
+                await self.run(lambda: predictor.install(fit))
+        finally:
+            self._fitting = False
 
 
 def create_app(planner: Planner) -> FastAPI:
@@ -78,7 +95,9 @@ async def _deployment(worker: _TheWorker) -> Response:
 @_router.post("/v1/observations")
 async def _observations(request: Request, worker: _TheWorker) -> Response:
     observed = await read_message(request, Observation)
-    return json_response(await worker.run(lambda: worker.planner.observe(observed)), 202)
+    response = json_response(await worker.run(lambda: worker.planner.observe(observed)), 202)
+    response.background = BackgroundTask(worker.fit)
+    return response
 
 
 @_router.get("/v1/history")
@@ -96,5 +115,10 @@ async def _readyz(worker: _TheWorker) -> Response:
     entries = len(worker.planner.history)
     predictions = "from similar prompts" if entries else "uniform: the history is empty"
     return json_response(
-        {"status": "ready", "history_entries": entries, "predictions": predictions}
+        {
+            "status": "ready",
+            "history_entries": entries,
+            "predictions": predictions,
+            "history_problem": worker.planner.history.store.problem,
+        }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -16,11 +17,23 @@ class PlannerSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="REMOE_PLANNER_", frozen=True, extra="ignore")
 
     history: Path | None = None
-    """The shipped history (`history.npz`); without one, predictions are uniform until prompts
-    have been observed."""
+    """A history file to begin with (`history.npz`), taken in once; without one, predictions are
+    uniform until prompts have been observed."""
+
+    history_db: Path | None = None
+    """The durable history, made if it is not there. Without one, observed prompts are forgotten
+    when the planner stops."""
 
     history_capacity: int = Field(20_000, ge=1, le=1_000_000)
-    """Most prompts remembered, shipped and observed; the oldest observed make room."""
+    """Most prompts remembered; when full, the most similar ones are folded together."""
+
+    embedder: Literal["token-table", "token-table+minilm"] = "token-table"
+    """How prompts become vectors; a history belongs to one. MiniLM predicts better and takes tens
+    of milliseconds of a core; see docs/planner.md."""
+
+    predictor: Literal["regression", "sps", "exact", "mean", "uniform"] = "regression"
+    """How profiles are predicted: the default, the paper's similar prompts by its tree or by exact
+    search, the mean of all prompts, or nothing at all."""
 
     remote_ratio: float = Field(0.5, ge=0, le=1)
     """b: the share of each layer's experts that is remote, rounded down to whole experts."""
@@ -29,7 +42,8 @@ class PlannerSettings(ServiceSettings):
     """alpha: how many similar prompts a prediction rests on."""
 
     temperature: float = Field(1.0, gt=0, le=100)
-    """Of the softmax over similarities; 1 is the paper's, lower trusts the nearest more."""
+    """Of the softmax over similarities in `sps` and `exact`; 1 is the paper's, lower trusts the
+    nearest more."""
 
     prewarm_routes: float = Field(1.0, gt=0)
     """An expert function is pre-warmed from this many expected routes on."""

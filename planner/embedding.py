@@ -11,11 +11,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedder", "EmbeddingTable", "TokenTableEmbedder"]
+__all__ = ["TOKEN_TABLE", "Embedder", "EmbeddingTable", "TokenTableEmbedder"]
+
+TOKEN_TABLE = "token-table"  # noqa: S105  # a name
 
 
 class Embedder(Protocol):
     """Turns a prompt's token ids into a unit vector (zero if the prompt says nothing)."""
+
+    @property
+    def name(self) -> str:
+        """Vectors of embedders of different names cannot be compared."""
+        ...
 
     @property
     def dimension(self) -> int: ...
@@ -36,6 +43,8 @@ class EmbeddingTable(Protocol):
 
 class TokenTableEmbedder:
     """The paper's embedder: the model's own input table, read from the mapped checkpoint."""
+
+    name = TOKEN_TABLE
 
     def __init__(self, table: EmbeddingTable) -> None:
         self._table = table

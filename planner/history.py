@@ -1,100 +1,85 @@
 """Prompts seen before: their vectors, what they activated, and how often they came.
 
-Held in memory, bounded and de-duplicated; it is lost with the process, apart from the shipped
-entries, which are read again at the next start. Not thread-safe: one thread at a time.
+Vectors are in memory, everything is in the store, and an observation is taken in only once it is
+durable there. Bounded: when full, the prompt that has the most similar other is folded into it, so
+that coverage is kept and no demand is lost. Not thread-safe: one thread at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.history_store import Entry, HistoryIdentity, HistoryStore
 from planner.phases import PhaseProfiles, normalise_rows
 from remoe.experts import ActivationProfile
 
-__all__ = ["OBSERVED_TOPIC", "History", "HistoryEntries"]
+__all__ = ["OBSERVED_TOPIC", "History"]
 
 OBSERVED_TOPIC = "observed"
 # Prompts of equal length and direction are one prompt to every predictor built on the vector;
 # float16 storage moves a cosine by less than this.
 _SAME_PROMPT = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntries:
-    """Checked contents of a history file, in its order; `topic` indexes `topics`."""
-
-    vectors: NDArray[np.float32]  # [n, hidden], unit length
-    profiles: NDArray[np.float32]  # [n, layers, experts], rows sum to 1 or are zero: prefill
-    decode_profiles: NDArray[np.float32] | None  # the same of decode; None where it is not known
-    n_tokens: NDArray[np.int32]  # [n]
-    topic: NDArray[np.int32]  # [n]
-    topics: tuple[str, ...]
+# Of a full history so many prompts, at random, are candidates for folding: comparing all pairs of
+# 20,000 would take seconds.
+_FOLD_CANDIDATES = 32
 
 
 class History:
-    """A fixed number of slots; the shipped entries keep theirs, observed ones share the rest.
+    """A fixed number of rows; a row's entry changes when its prompt is folded into another.
 
-    When all are taken, the oldest observed entry makes room. Arrays are reserved at full size,
-    which costs address space only, so a view of the filled part is always contiguous.
+    Arrays are reserved at full size, which costs address space only, so a view of the filled part
+    is always contiguous.
     """
 
     def __init__(
-        self,
+        self, store: HistoryStore, *, capacity: int, moe_layers: Sequence[int] | None = None
+    ) -> None:
+        """Read the store; `moe_layers` are those with experts, all unless given."""
+        identity = store.identity
+        self.store = store
+        self._vectors = np.zeros((capacity, identity.dimension), np.float32)
+        self._n_tokens = np.zeros(capacity, np.int32)
+        self._demand = np.zeros(capacity, np.float64)
+        self._ids = np.zeros(capacity, np.int64)
+        self._topics: list[str] = []
+        # Sums over the whole demand, so that its mean profile costs nothing: prefill by tokens.
+        self._sums = np.zeros((2, identity.layers, identity.experts))
+        self._moe_layers = list(range(identity.layers) if moe_layers is None else moe_layers)
+        self._capacity = capacity
+        self._chance = np.random.default_rng(0)
+        self._next_id = store.next_id
+        self.seen_again = 0
+        self.folded = 0
+        beyond = []  # the capacity was lowered
+        for entry in store.entries():
+            if len(self) < capacity:
+                self._put(len(self), entry)
+            else:
+                beyond.append(entry)
+        for entry in beyond:
+            self._take(entry)
+
+    @classmethod
+    def in_memory(
+        cls,
         *,
-        hidden_size: int,
+        dimension: int,
         layers: int,
         experts: int,
         capacity: int,
         moe_layers: Sequence[int] | None = None,
-    ) -> None:
-        """`moe_layers` are those with experts; all unless given."""
-        self._vectors = np.zeros((capacity, hidden_size), np.float32)
-        self._profiles = np.zeros((capacity, layers, experts), np.float32)
-        # The prefill's where nothing has been decoded yet, which `_decoded` counts.
-        self._decode_profiles = np.zeros((capacity, layers, experts), np.float32)
-        self._decoded = np.zeros(capacity, np.float32)
-        self._n_tokens = np.zeros(capacity, np.int32)
-        self._demand = np.zeros(capacity, np.float32)
-        self._topic = np.zeros(capacity, np.int32)
-        self._ids = np.zeros(capacity, np.int64)
-        self._topics = [OBSERVED_TOPIC]
-        self._moe_layers = list(range(layers) if moe_layers is None else moe_layers)
-        self._capacity = capacity
-        self._size = 0
-        self._next_id = 0
-        self.shipped = 0
-        self.duplicates = 0
-        self.dropped = 0
-
-    @classmethod
-    def of(cls, entries: HistoryEntries, *, capacity: int) -> History:
-        """Start with shipped entries; they must leave at least one slot free."""
-        count, layers, experts = entries.profiles.shape
-        if count >= capacity:
-            raise ValueError(f"{count} shipped entries do not fit a capacity of {capacity}")
-        history = cls(
-            hidden_size=entries.vectors.shape[1], layers=layers, experts=experts, capacity=capacity
-        )
-        history._vectors[:count] = entries.vectors
-        history._profiles[:count] = entries.profiles
-        known = entries.decode_profiles
-        history._decode_profiles[:count] = entries.profiles if known is None else known
-        history._decoded[:count] = known is not None
-        history._n_tokens[:count] = entries.n_tokens
-        history._topic[:count] = entries.topic + 1
-        history._topics += entries.topics
-        history._demand[:count] = 1
-        history._ids[:count] = np.arange(count)
-        history._size = history._next_id = history.shipped = count
-        return history
+    ) -> History:
+        """An empty one that is gone with the process."""
+        identity = HistoryIdentity("", "", dimension, layers, experts)
+        return cls(HistoryStore(identity), capacity=capacity, moe_layers=moe_layers)
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._topics)
 
     @property
     def capacity(self) -> int:
@@ -102,33 +87,45 @@ class History:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        return self._vectors[: self._size]
+        """Of unit length, [entries, dimension]."""
+        return self._vectors[: len(self)]
 
     @property
-    def profiles(self) -> NDArray[np.float32]:
-        """Of prefill, [entries, layers, experts]."""
-        return self._profiles[: self._size]
-
-    @property
-    def decode_profiles(self) -> NDArray[np.float32]:
-        """Of decode; an entry that nothing was decoded for has its prefill's."""
-        return self._decode_profiles[: self._size]
+    def n_tokens(self) -> NDArray[np.int32]:
+        return self._n_tokens[: len(self)]
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """A number per entry that no later entry gets again, even in the same slot."""
-        return self._ids[: self._size]
+        """A number per row that no later entry gets again, even in the same row."""
+        return self._ids[: len(self)]
+
+    @property
+    def demand(self) -> NDArray[np.float64]:
+        """How often each prompt came, those folded into it included."""
+        return self._demand[: len(self)]
+
+    def profiles(self, rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Profiles of prefill and decode, [rows, 2, layers, experts], read from the store.
+
+        An entry that nothing was decoded for has its prefill's.
+        """
+        return self.store.profiles(self._ids[rows].tolist())
 
     def topic(self, row: int) -> str:
-        return self._topics[int(self._topic[row])]
+        return self._topics[row]
+
+    @property
+    def shipped(self) -> int:
+        """Entries that came from a file."""
+        return sum(topic != OBSERVED_TOPIC for topic in self._topics)
 
     def topic_count(self) -> int:
-        """Different topics of the shipped entries."""
-        return len(np.unique(self._topic[: self.shipped]))
+        """Different topics of the entries from files."""
+        return len(set(self._topics) - {OBSERVED_TOPIC})
 
     def set_counts(self) -> dict[str, int]:
         """Entries by the first part of their topic, before the slash."""
-        return dict(Counter(self.topic(row).split("/", 1)[0] for row in range(self._size)))
+        return dict(Counter(topic.split("/", 1)[0] for topic in self._topics))
 
     def add(
         self,
@@ -136,60 +133,127 @@ class History:
         profile: ActivationProfile,
         decode_profile: ActivationProfile | None,
         n_tokens: int,
+        *,
+        decode_tokens: float = 0.0,
+        at_s: float = 0.0,
     ) -> tuple[int, bool]:
         """Remember an observed prompt; returns its entry's id and whether it was known.
 
         `decode_profile` is None if nothing was decoded. A known prompt gains demand, and its
-        profiles become the means of all its observations.
+        profiles become the means of all its observations. Raises HistoryUnwritableError, and
+        remembers nothing, if the store cannot keep it.
         """
-        row = self._same(vector, n_tokens)
-        if row is not None:
-            self._profiles[row] = _mean(self._profiles[row], self._demand[row], profile)
-            self._demand[row] += 1
-            self._note_decode(row, decode_profile)
-            self.duplicates += 1
-            return int(self._ids[row]), True
-        row = self._free_row()
-        self._vectors[row] = vector
-        self._profiles[row] = profile.shares
-        self._decoded[row] = 0
-        self._note_decode(row, decode_profile)
-        self._n_tokens[row] = n_tokens
-        self._topic[row] = 0
-        self._demand[row] = 1
-        self._ids[row] = self._next_id
-        self._next_id += 1
-        return self._next_id - 1, False
+        decode = profile if decode_profile is None else decode_profile
+        seen = Entry(
+            id=self._next_id,
+            vector=vector,
+            prefill=_stored(profile.shares),
+            decode=_stored(decode.shares),
+            n_tokens=n_tokens,
+            decode_tokens=0.0 if decode_profile is None else decode_tokens,
+            demand=1.0,
+            decoded=float(decode_profile is not None),
+            topic=OBSERVED_TOPIC,
+            first_seen_s=at_s,
+            last_seen_s=at_s,
+        )
+        return self._take(seen)
 
-    def _note_decode(self, row: int, profile: ActivationProfile | None) -> None:
-        seen = self._decoded[row]
-        if profile is not None:
-            self._decode_profiles[row] = _mean(self._decode_profiles[row], seen, profile)
-            self._decoded[row] += 1
-        elif seen == 0:
-            self._decode_profiles[row] = self._profiles[row]
+    def absorb(self, entries: Iterable[Entry], *, digest: str) -> None:
+        """Take in the entries of a file, all or none, unless a file of this digest was before.
+
+        Their ids are given anew. After an error this object is not to be used on.
+        """
+        if self.store.imported(digest):
+            return
+        with self.store.batch(imported=digest):
+            for entry in entries:
+                self._take(replace(entry, id=self._next_id))
+
+    def _take(self, seen: Entry) -> tuple[int, bool]:
+        """Store first, then remember: what the store refuses has not happened."""
+        row = self._same(seen.vector, seen.n_tokens)
+        if row is not None:
+            self._merge_into(row, seen)
+            self.seen_again += 1
+            return int(self._ids[row]), True
+        if len(self) == self._capacity:
+            return self._take_when_full(seen), False
+        self.store.commit([seen])
+        self._put(len(self), seen)
+        return seen.id, False
+
+    def _take_when_full(self, seen: Entry) -> int:
+        """Fold the closest pair into one, whether the new prompt is of it or not."""
+        similarity = self.vectors @ seen.vector  # [entries]
+        nearest = int(similarity.argmax())
+        first, second, closest = self._closest_pair()
+        if similarity[nearest] >= closest:
+            self._merge_into(nearest, seen)
+            kept = int(self._ids[nearest])
+        else:
+            # Of two alike the one that came more often stays; then the newer.
+            rank = [(self._demand[row], self._ids[row]) for row in (first, second)]
+            stays, goes = (first, second) if rank[0] > rank[1] else (second, first)
+            leaving, before = self._entry(goes), self._entry(stays)
+            after = _merged(before, leaving)
+            self.store.commit([after, seen], removed=[leaving.id])
+            self._count(before, -1)
+            self._put(stays, after)
+            self._count(leaving, -1)
+            self._put(goes, seen)
+            kept = seen.id
+        self.folded += 1
+        return kept
+
+    def _closest_pair(self) -> tuple[int, int, float]:
+        """Rows of two similar entries and their similarity; the best pair of a random sample."""
+        count = len(self)
+        if count == 1:
+            return 0, 0, -np.inf
+        sample = self._chance.choice(count, min(count, _FOLD_CANDIDATES), replace=False)
+        similarity = self.vectors[sample] @ self.vectors.T  # [sample, entries]
+        similarity[np.arange(len(sample)), sample] = -np.inf
+        place, other = divmod(int(similarity.argmax()), count)
+        return int(sample[place]), other, float(similarity[place, other])
+
+    def _merge_into(self, row: int, seen: Entry) -> None:
+        before = self._entry(row)
+        after = _merged(before, seen)
+        self.store.commit([after], removed=[seen.id])
+        self._count(before, -1)
+        self._put(row, after)
+
+    def _entry(self, row: int) -> Entry:
+        # The store's vector is rounded.
+        return replace(self.store.entry(int(self._ids[row])), vector=self._vectors[row].copy())
+
+    def _put(self, row: int, entry: Entry) -> None:
+        """Let a row hold an entry, and count its demand."""
+        self._vectors[row] = entry.vector
+        self._n_tokens[row] = entry.n_tokens
+        self._demand[row] = entry.demand
+        self._ids[row] = entry.id
+        self._topics[row : row + 1] = [entry.topic]
+        self._next_id = max(self._next_id, entry.id + 1)
+        self._count(entry, +1)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        self._sums[0] += sign * entry.demand * entry.n_tokens * entry.prefill
+        self._sums[1] += sign * entry.demand * entry.decode
 
     def _same(self, vector: NDArray[np.float32], n_tokens: int) -> int | None:
-        rows = np.flatnonzero(self._n_tokens[: self._size] == n_tokens)
+        rows = np.flatnonzero(self.n_tokens == n_tokens)
         if len(rows) == 0:
             return None
         similarity = self._vectors[rows] @ vector  # [candidates]
         best = int(similarity.argmax())
         return int(rows[best]) if similarity[best] >= 1 - _SAME_PROMPT else None
 
-    def _free_row(self) -> int:
-        if self._size < self._capacity:
-            self._size += 1
-            return self._size - 1
-        self.dropped += 1
-        oldest = int(self._ids[self.shipped : self._size].argmin())
-        return self.shipped + oldest
-
     @property
     def mean_prompt_tokens(self) -> float:
         """Over the whole demand; 1 without one."""
-        demand = self._demand[: self._size]
-        return float(np.average(self._n_tokens[: self._size], weights=demand)) if len(self) else 1.0
+        return float(np.average(self.n_tokens, weights=self.demand)) if len(self) else 1.0
 
     def mean_profiles(self) -> PhaseProfiles:
         """The profiles of the whole demand: every prompt by how often it came, and what was read
@@ -198,24 +262,43 @@ class History:
         Uniform rows when there is no history, but for dense layers.
         """
         if len(self) == 0:
-            _, layers, experts = self._profiles.shape
+            _, layers, experts = self._sums.shape
             shares = np.zeros((layers, experts), np.float32)
             shares[self._moe_layers] = 1 / experts
             uniform = ActivationProfile(shares)
             return PhaseProfiles(uniform, uniform)
-        demand = self._demand[: self._size]
-        return PhaseProfiles(
-            _weighted_mean(self.profiles, demand * self._n_tokens[: self._size]),
-            _weighted_mean(self.decode_profiles, demand),
+        # What was added and taken away again may leave a rounding error below zero.
+        prefill, decode = (
+            ActivationProfile(normalise_rows(np.maximum(total, 0))) for total in self._sums
         )
+        return PhaseProfiles(prefill, decode)
 
 
-def _mean(before: NDArray[np.float32], seen: float, new: ActivationProfile) -> NDArray[np.float32]:
-    return normalise_rows((before * seen + new.shares) / (seen + 1))
+def _stored(profile: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As the store will give it back, so that what is counted can be taken away again."""
+    return profile.astype(np.float16).astype(np.float32)
 
 
-def _weighted_mean(
-    profiles: NDArray[np.float32], weights: NDArray[np.floating]
-) -> ActivationProfile:
-    shares = (weights / weights.sum()).astype(np.float32)
-    return ActivationProfile(normalise_rows(np.tensordot(shares, profiles, axes=1)))
+def _merged(kept: Entry, other: Entry) -> Entry:
+    """One entry for two: of the first prompt, with the demand and the mean profiles of both."""
+    decoded = kept.decoded + other.decoded
+    prefill = _mean(kept.prefill, kept.demand, other.prefill, other.demand)
+    return replace(
+        kept,
+        prefill=prefill,
+        decode=_mean(kept.decode, kept.decoded, other.decode, other.decoded)
+        if decoded
+        else prefill,
+        decode_tokens=(kept.decode_tokens * kept.decoded + other.decode_tokens * other.decoded)
+        / (decoded or 1),
+        demand=kept.demand + other.demand,
+        decoded=decoded,
+        first_seen_s=min(kept.first_seen_s, other.first_seen_s),
+        last_seen_s=max(kept.last_seen_s, other.last_seen_s),
+    )
+
+
+def _mean(
+    first: NDArray[np.float32], first_weight: float, second: NDArray[np.float32], weight: float
+) -> NDArray[np.float32]:
+    return _stored(normalise_rows(first * first_weight + second * weight))

@@ -15,20 +15,19 @@ import structlog
 from planner.accuracy import Accuracy
 from planner.config import PlannerSettings
 from planner.deployments import EPOCH, Deployments
-from planner.embedding import Embedder, TokenTableEmbedder
+from planner.embedding import Embedder
 from planner.forecast import Workload, decode_tokens, forecast, function_loads
 from planner.history import History
-from planner.history_file import read_history
 from planner.identifiers import Clock, PlanIds
 from planner.measurements import FinishedRequest, Learner, Measurements
 from planner.memory import MemoryRule
 from planner.model import ModelFacts
-from planner.prediction import ActivationPredictor, SimilarPromptsPredictor
-from planner.search import ExactSearch
+from planner.prediction import ActivationPredictor, Prompt
+from planner.predictors import open_embedder, open_history, open_predictor
+from planner.regression import RegressionPredictor
 from planner.selection import select_remote
 from planner.validation import check_observation, check_plan_request
 from remoe.checkpoint import Checkpoint
-from remoe.errors import SettingsError
 from remoe.experts import ActivationProfile
 from remoe.plan import Deployment, FunctionForecast, Observation, Plan, PlanRequest
 from remoe.topology import Topology
@@ -48,7 +47,9 @@ class Noted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryStats(msgspec.Struct, frozen=True, kw_only=True):
-    """`sets` counts entries by prompt set. `prefill_js_nats` and `decode_js_nats` are the mean
+    """`sets` counts entries by prompt set; `folded` counts prompts that were merged into their most
+    similar one, the history being full. `durable` says whether observations outlive the process, and
+    `problem` why none can be taken. `prefill_js_nats` and `decode_js_nats` are the mean
     divergences of predictions from what happened, of so many `*_compared`; `measured` is what
     forecasts rest on."""
 
@@ -57,8 +58,12 @@ class HistoryStats(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
     shipped: int
     capacity: int
+    durable: bool
+    problem: str | None
+    embedder: str
+    predictor: str
     known_prompts_seen_again: int
-    dropped: int
+    folded: int
     topics: int
     sets: dict[str, int]
     prefill_compared: int
@@ -89,6 +94,7 @@ class Planner:
         self._embedder = embedder
         self.history = history
         self._predictor = predictor
+        self._clock = clock
         self._memory = MemoryRule(
             model=model,
             main_runtime_gb=settings.main_runtime_gb,
@@ -109,21 +115,25 @@ class Planner:
         topology = settings.load_topology()
         checkpoint = Checkpoint.open(Path(topology.model_dir))
         model = ModelFacts.of(checkpoint, topology.model)
-        history = _load_history(settings, model)
+        embedder = open_embedder(settings.embedder, checkpoint)
+        history = open_history(settings, model, embedder)
         return cls(
             settings=settings,
             topology=topology,
             model=model,
-            embedder=TokenTableEmbedder(checkpoint),
+            embedder=embedder,
             history=history,
-            predictor=SimilarPromptsPredictor(
-                history,
-                ExactSearch(history),
-                neighbours=settings.neighbours,
-                temperature=settings.temperature,
-            ),
+            predictor=open_predictor(settings, history, model),
             clock=clock,
         )
+
+    @property
+    def to_fit(self) -> RegressionPredictor | None:
+        """The predictor, if it should be fitted anew: by whoever has the time."""
+        predictor = self._predictor
+        if isinstance(predictor, RegressionPredictor) and predictor.fit_is_due():
+            return predictor
+        return None
 
     @property
     def deployment(self) -> Deployment | None:
@@ -136,7 +146,9 @@ class Planner:
         The plan's `profile` is the whole request's: both phases, by their expected tokens.
         """
         check_plan_request(request, self._model)
-        prediction = self._predictor.predict(self._embedder.embed(request.prompt_tokens))
+        prediction = self._predictor.predict(
+            Prompt(request.prompt_tokens, self._embedder.embed(request.prompt_tokens))
+        )
         measured = self._learner.measured
         workload = Workload(
             len(request.prompt_tokens), decode_tokens(request.max_new_tokens, measured)
@@ -222,7 +234,10 @@ class Planner:
             _log.info("deployment_released", plan_id=plan_id)
 
     def observe(self, observation: Observation) -> Noted:
-        """Learn from a finished request; raises InvalidRequestError."""
+        """Learn from a finished request; what is returned is durable.
+
+        Raises InvalidRequestError, or HistoryUnwritableError if only its times could be learned.
+        """
         prefill, decode = check_observation(observation, self._model)
         steps = float(decode.sum(axis=1).max()) / self._model.top_k
         deployed = self._deployments.current
@@ -249,7 +264,12 @@ class Planner:
         )
         tokens = observation.prompt_tokens
         history_id, known = self.history.add(
-            self._embedder.embed(tokens), profile, decode_profile, len(tokens)
+            self._embedder.embed(tokens),
+            profile,
+            decode_profile,
+            len(tokens),
+            decode_tokens=steps,
+            at_s=self._clock.time(),
         )
         return Noted(
             history_id=history_id,
@@ -265,8 +285,12 @@ class Planner:
             entries=len(self.history),
             shipped=self.history.shipped,
             capacity=self.history.capacity,
-            known_prompts_seen_again=self.history.duplicates,
-            dropped=self.history.dropped,
+            durable=self.history.store.durable,
+            problem=self.history.store.problem,
+            embedder=self._embedder.name,
+            predictor=self._settings.predictor,
+            known_prompts_seen_again=self.history.seen_again,
+            folded=self.history.folded,
             topics=self.history.topic_count(),
             sets=self.history.set_counts(),
             prefill_compared=self._accuracy.prefill.count,
@@ -275,27 +299,3 @@ class Planner:
             decode_js_nats=self._accuracy.decode.value,
             measured=self._learner.measured,
         )
-
-
-def _load_history(settings: PlannerSettings, model: ModelFacts) -> History:
-    if settings.history is None:
-        _log.warning(
-            "history_empty",
-            consequence="predictions are uniform until requests have been observed",
-            remedy="set REMOE_PLANNER_HISTORY to the model's history.npz",
-        )
-        return History(
-            hidden_size=model.hidden_size,
-            layers=model.layers,
-            experts=model.experts,
-            moe_layers=model.moe_layers,
-            capacity=settings.history_capacity,
-        )
-    entries = read_history(settings.history, model)
-    if len(entries.vectors) >= settings.history_capacity:
-        raise SettingsError(
-            f"REMOE_PLANNER_HISTORY_CAPACITY: {settings.history_capacity} leaves no room for "
-            f"observed prompts beside the {len(entries.vectors)} of {settings.history}; raise it."
-        )
-    _log.info("history_loaded", entries=len(entries.vectors), topics=len(entries.topics))
-    return History.of(entries, capacity=settings.history_capacity)

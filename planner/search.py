@@ -1,4 +1,4 @@
-"""The most similar prompts of the history, exactly (the paper's BF; A.7.3 without the tree)."""
+"""The most similar prompts of the history: the seam, and exact search (the paper's BF)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ExactSearch", "SimilarPrompts", "VectorStore"]
+__all__ = ["ExactSearch", "SimilarPrompts", "VectorStore", "best_of"]
 
 
 class VectorStore(Protocol):
-    """Where the prompt vectors are: float32 [entries, hidden], contiguous, unit length."""
+    """Where the prompt vectors are: float32 [entries, dimension], contiguous, unit length."""
 
     @property
     def vectors(self) -> NDArray[np.float32]: ...
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """One for each row, another one when the row's vector is another."""
+        ...
 
 
 class SimilarPrompts(Protocol):
@@ -47,3 +52,15 @@ class ExactSearch:
         )  # [1, count] each
         order = np.lexsort((rows[0], -similarity[0]))  # equal similarities: older entry first
         return rows[0][order].astype(np.intp), np.clip(similarity[0][order], -1, 1)
+
+
+def best_of(
+    vectors: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    vector: NDArray[np.float32],
+    count: int,
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the most similar of some rows and their similarities, best first."""
+    similarity = vectors[rows] @ vector  # [rows]
+    order = np.lexsort((rows, -similarity))[:count]
+    return rows[order], np.clip(similarity[order], -1, 1)

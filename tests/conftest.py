@@ -12,6 +12,17 @@ from remoe.kernel.native_library import NativePool
 from tests.tiny_model import build_tiny_checkpoint
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-kills", type=int, default=15, help="how often a crash test kills the planner"
+    )
+
+
+@pytest.fixture
+def crash_kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--crash-kills"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Mixtral of 3 layers with 4 experts and random float32 weights, as published ones look."""

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from models.smollm2_8x135m.build import BuildInputs, ensure_checkpoint
+from planner.embedding import TOKEN_TABLE
 from planner.history_file import read_history
+from planner.history_store import HistoryIdentity
 from planner.model import ModelFacts
 from remoe.checkpoint import Checkpoint
 from remoe.cli.profile import profile_app
@@ -199,7 +201,10 @@ def test_the_command_writes_a_history_that_the_planner_reads(
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("5 prompts of 3 topics")
     model = ModelFacts.of(Checkpoint.open(folder), "tiny")
-    entries = read_history(out, model)
+    identity = HistoryIdentity(
+        model.digest, TOKEN_TABLE, model.hidden_size, model.layers, model.experts
+    )
+    entries = read_history(out, identity)
     assert entries.profiles.shape == (5, model.layers, model.experts)
     assert entries.decode_profiles is not None
     assert (entries.decode_profiles != entries.profiles).any()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from planner.history import History
-from planner.prediction import GlobalPredictor, SimilarPromptsPredictor, softmax
+from planner.prediction import MeanPredictor, Prompt, SimilarPromptsPredictor, softmax
 from planner.search import ExactSearch
 from remoe.experts import ActivationProfile
 
@@ -17,8 +17,8 @@ def history_of(
     vectors: list[list[float]], shares: list[list[float]], n_tokens: list[int] | None = None
 ) -> History:
     """One layer; vectors are scaled to unit length, and decode uses experts in reverse."""
-    history = History(
-        hidden_size=len(vectors[0]), layers=1, experts=len(shares[0]), capacity=len(vectors)
+    history = History.in_memory(
+        dimension=len(vectors[0]), layers=1, experts=len(shares[0]), capacity=len(vectors)
     )
     for row, (vector, share) in enumerate(zip(vectors, shares, strict=True)):
         unit = np.array(vector, np.float32) / np.linalg.norm(vector)
@@ -27,6 +27,10 @@ def history_of(
         tokens = n_tokens[row] if n_tokens else row + 1
         history.add(unit.astype(np.float32), profile, decode, tokens)
     return history
+
+
+def asked(vector: NDArray[np.float32]) -> Prompt:
+    return Prompt([1, 2, 3], vector)
 
 
 def predictor_of(
@@ -39,7 +43,7 @@ def predictor_of(
 
 def test_prediction_is_the_softmax_weighted_mean_of_the_neighbours() -> None:
     history = history_of([[1, 0], [0, 1]], [[1, 0], [0, 1]])
-    prediction = predictor_of(history).predict(np.array([1, 0], np.float32))
+    prediction = predictor_of(history).predict(asked(np.array([1, 0], np.float32)))
     heavy = np.e / (np.e + 1)  # similarities 1 and 0 at temperature 1
     shares = [[heavy, 1 - heavy]]
     np.testing.assert_allclose(prediction.profiles.prefill.shares, shares, atol=1e-6)
@@ -51,19 +55,19 @@ def test_prediction_is_the_softmax_weighted_mean_of_the_neighbours() -> None:
 
 def test_only_the_nearest_count() -> None:
     history = history_of([[1, 0], [1, 1], [-1, 0]], [[1, 0], [1, 0], [0, 1]])
-    prediction = predictor_of(history, neighbours=2).predict(np.array([1, 0], np.float32))
+    prediction = predictor_of(history, neighbours=2).predict(asked(np.array([1, 0], np.float32)))
     np.testing.assert_allclose(prediction.profiles.prefill.shares, [[1, 0]], atol=1e-6)
 
 
 def test_a_low_temperature_trusts_the_nearest() -> None:
     history = history_of([[1, 0], [1, 0.2]], [[1, 0], [0, 1]])
-    sharp = predictor_of(history, temperature=0.001).predict(np.array([1, 0], np.float32))
+    sharp = predictor_of(history, temperature=0.001).predict(asked(np.array([1, 0], np.float32)))
     assert sharp.profiles.prefill.shares[0, 0] > 0.999
 
 
 def test_without_a_history_rows_are_uniform() -> None:
-    history = History(hidden_size=2, layers=3, experts=4, capacity=1)
-    prediction = predictor_of(history).predict(np.array([1, 0], np.float32))
+    history = History.in_memory(dimension=2, layers=3, experts=4, capacity=1)
+    prediction = predictor_of(history).predict(asked(np.array([1, 0], np.float32)))
     for profile in (prediction.profiles.prefill, prediction.profiles.decode):
         np.testing.assert_array_equal(profile.shares, np.full((3, 4), 0.25))
     assert prediction.neighbours == ()
@@ -71,7 +75,7 @@ def test_without_a_history_rows_are_uniform() -> None:
 
 def test_the_global_predictor_weighs_prompts_by_their_tokens() -> None:
     history = history_of([[1, 0], [0, 1]], [[1, 0], [0, 1]], n_tokens=[30, 10])
-    prediction = GlobalPredictor(history).predict(np.array([0, 1], np.float32))
+    prediction = MeanPredictor(history).predict(asked(np.array([0, 1], np.float32)))
     np.testing.assert_allclose(prediction.profiles.prefill.shares, [[0.75, 0.25]], atol=1e-6)
     np.testing.assert_allclose(prediction.profiles.decode.shares, [[0.5, 0.5]], atol=1e-6)
 
@@ -88,14 +92,14 @@ def test_every_predicted_row_sums_to_one_where_a_neighbour_used_the_layer(
     query: NDArray[np.float32],
     temperature: float,
 ) -> None:
-    history = History(hidden_size=4, layers=3, experts=5, capacity=6)
+    history = History.in_memory(dimension=4, layers=3, experts=5, capacity=6)
     vectors = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
     for row, vector in enumerate(vectors):
         prefill = ActivationProfile.from_counts(counts[row])
         decode = ActivationProfile.from_counts(decoded[row])
         history.add(vector / np.linalg.norm(vector), prefill, decode, row + 1)
     query = query / max(float(np.linalg.norm(query)), 1.0)
-    profiles = predictor_of(history, temperature=temperature).predict(query).profiles
+    profiles = predictor_of(history, temperature=temperature).predict(asked(query)).profiles
     for profile, seen in ((profiles.prefill, counts), (profiles.decode, decoded)):
         used = seen.sum(axis=(0, 2)) > 0
         np.testing.assert_allclose(profile.shares.sum(axis=1), used.astype(float), atol=1e-5)

@@ -14,6 +14,10 @@ from planner.search import ExactSearch
 class Store:
     vectors: NDArray[np.float32]
 
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return np.arange(len(self.vectors))
+
 
 def unit_vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
     vectors = np.random.default_rng(seed).standard_normal((count, 24)).astype(np.float32)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.config import PlannerSettings
+from planner.embedding import TOKEN_TABLE
+from planner.history_store import HistoryIdentity
 from planner.model import ModelFacts
 from planner.phases import PhaseProfiles
 from planner.planning import Planner
@@ -149,6 +151,14 @@ class World:
     @property
     def model(self) -> ModelFacts:
         return ModelFacts.of(Checkpoint.open(self.folder / "model"), MODEL)
+
+    @property
+    def identity(self) -> HistoryIdentity:
+        """Of a history of this world's model, by the paper's embedder."""
+        model = self.model
+        return HistoryIdentity(
+            model.digest, TOKEN_TABLE, model.hidden_size, model.layers, model.experts
+        )
 
     def history_file(self, entries: int = 20) -> Path:
         return save_arrays(self.folder / "history.npz", history_arrays(self.model, entries))
