@@ -30,7 +30,8 @@ _WIDENING = 2  # bytes in memory per stored byte where bfloat16 becomes float32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentOptions:
-    """What a user may choose. Durations are Knative's (`60s`); `threads` is cores to use."""
+    """What a user may choose. Durations are Knative's (`60s`); `threads` is cores to use;
+    `history_dir` is where the planner keeps what it observes, nowhere unless given."""
 
     model_dir: Path
     threads: int
@@ -46,6 +47,7 @@ class DeploymentOptions:
     # The gateway's settings, by variable; `prices` is the gateway's and the planner's.
     gateway_env: Mapping[str, str] = field(default_factory=dict)
     prices: str | None = None
+    history_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ def _planner_env(options: DeploymentOptions) -> dict[str, str]:
     history = options.model_dir / HISTORY
     if history.exists():
         env["REMOE_PLANNER_HISTORY"] = str(history)
+    if options.history_dir is not None:
+        env["REMOE_PLANNER_HISTORY_DIR"] = str(options.history_dir)
     return env
 
 

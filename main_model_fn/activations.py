@@ -23,7 +23,13 @@ from main_model_fn.prompt_sets import LabelledPrompt
 from main_model_fn.routing_recorder import RoutingRecorder
 from remoe.checkpoint import Checkpoint
 
-__all__ = ["PromptActivation", "profile_prompts", "prompt_vector", "write_history"]
+__all__ = [
+    "PromptActivation",
+    "encode_prompts",
+    "profile_prompts",
+    "prompt_vector",
+    "write_history",
+]
 
 DECODE_TOKENS = 48
 _BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
@@ -107,6 +113,12 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
             return_dict=False,
         )
     )
+
+
+def encode_prompts(model_dir: Path, prompts: Sequence[LabelledPrompt]) -> Iterator[list[int]]:
+    """Return each prompt's tokens, as `encode_prompt` does with the model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    return (encode_prompt(tokenizer, prompt.text) for prompt in prompts)
 
 
 def prompt_vector(table: Tensor, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from planner.embedding import EmbeddingTable
 from planner.history import History
 from planner.phases import PhaseProfiles, normalise_rows
 from planner.prediction import Prediction, Prompt
-from planner.prompt_tree import PromptTree
+from planner.prompt_tree import LEAVES, PromptTree
 from planner.search import best_of
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
@@ -31,11 +31,13 @@ class FixedTreeSearch:
 
     vectors: NDArray[np.float32]
     tree: PromptTree
+    leaves: int = LEAVES
 
     def nearest(
         self, vector: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        return best_of(self.vectors, self.tree.candidates(vector, count), vector, count)
+        rows = self.tree.candidates(vector, count, leaves=self.leaves)
+        return best_of(self.vectors, rows, vector, count)
 
 
 def var_pam(history: History) -> FixedTreeSearch:

@@ -85,7 +85,10 @@ def pam(points: NDArray[np.float32], forks: int, chance: np.random.Generator) ->
     Compares all pairs of points for every medoid in every round: what VarPAM costs.
     """
     squares = np.einsum("ij,ij->i", points, points)
-    distance = squares[:, None] + squares[None] - 2 * points @ points.T  # [points, points]
+    distance = points @ points.T  # [points, points]; large, so that it is changed in place
+    distance *= -2
+    distance += squares[:, None]
+    distance += squares
     np.maximum(distance, 0, out=distance)
     medoids = [int(distance.sum(axis=0).argmin())]
     while len(medoids) < min(forks, len(points)):

@@ -20,9 +20,9 @@ class PlannerSettings(ServiceSettings):
     """A history file to begin with (`history.npz`), taken in once; without one, predictions are
     uniform until prompts have been observed."""
 
-    history_db: Path | None = None
-    """The durable history, made if it is not there. Without one, observed prompts are forgotten
-    when the planner stops."""
+    history_dir: Path | None = None
+    """Where the durable history is kept, in a file for each model and embedder. Without it,
+    observed prompts are forgotten when the planner stops."""
 
     history_capacity: int = Field(20_000, ge=1, le=1_000_000)
     """Most prompts remembered; when full, the most similar ones are folded together."""

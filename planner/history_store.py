@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from remoe.errors import SettingsError, UnavailableError
 
-__all__ = ["Entry", "HistoryIdentity", "HistoryStore", "HistoryUnwritableError"]
+__all__ = ["Entry", "HistoryIdentity", "HistoryStore", "HistoryUnwritableError", "history_path"]
 
 _FORMAT = "1"
 # A planner that is being replaced may need this long to let go of the file.
@@ -78,6 +78,12 @@ class Entry:
     last_seen_s: float
 
 
+def history_path(folder: Path, identity: HistoryIdentity) -> Path:
+    """Where a folder keeps the history of a model and embedder."""
+    digest = identity.model_digest.removeprefix("sha256:")[:12]
+    return folder / f"{digest}-{identity.embedder}.sqlite"
+
+
 class HistoryStore:
     """Entries by id. Usable from any thread, one at a time."""
 
@@ -129,6 +135,13 @@ class HistoryStore:
         except SettingsError:
             os.close(lock_fd)
             raise
+
+    @classmethod
+    def read(cls, path: Path, identity: HistoryIdentity) -> HistoryStore:
+        """Open for reading, a planner may be writing; raises SettingsError if there is none."""
+        if not path.exists():
+            raise SettingsError(f"There is no history at {path}; it is made when a planner runs.")
+        return cls(identity, _connect_read_only(path), path=path, problem="opened for reading")
 
     def close(self) -> None:
         self._db.close()
@@ -303,7 +316,8 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 def _lock(path: Path) -> int:
     """Become the file's only writer; the kernel frees the lock with its holder."""
-    fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    fd = os.open(path.with_name(path.name + ".lock"), flags, 0o600)
     deadline_s = time.monotonic() + _TAKE_OVER_S
     while True:
         try:

@@ -8,7 +8,12 @@ from planner.config import PlannerSettings
 from planner.embedding import Embedder, TokenTableEmbedder
 from planner.history import History
 from planner.history_file import read_history
-from planner.history_store import HistoryIdentity, HistoryStore, HistoryUnwritableError
+from planner.history_store import (
+    HistoryIdentity,
+    HistoryStore,
+    HistoryUnwritableError,
+    history_path,
+)
 from planner.model import ModelFacts
 from planner.prediction import (
     ActivationPredictor,
@@ -21,8 +26,11 @@ from planner.regression import RegressionPredictor
 from planner.routing_fit import RoutingFit
 from planner.search import ExactSearch
 from remoe.checkpoint import Checkpoint
+from remoe.errors import SettingsError
 
-__all__ = ["history_identity", "open_embedder", "open_history", "open_predictor"]
+__all__ = ["EMBEDDERS", "history_identity", "open_embedder", "open_history", "open_predictor"]
+
+EMBEDDERS = ("token-table", "token-table+minilm")
 
 _log = structlog.get_logger()
 
@@ -32,8 +40,12 @@ def open_embedder(name: str, checkpoint: Checkpoint) -> Embedder:
     table = TokenTableEmbedder(checkpoint)
     if name == table.name:
         return table
-    from planner.minilm import MiniLm, MiniLmEmbedder
-
+    try:
+        from planner.minilm import MiniLm, MiniLmEmbedder
+    except ImportError as error:
+        raise SettingsError(
+            f"The embedder {name} needs {error.name}: pip install 'remoe[planner-minilm]'"
+        ) from error
     return MiniLmEmbedder(table, MiniLm.installed(), checkpoint.model_dir)
 
 
@@ -50,7 +62,8 @@ def open_history(settings: PlannerSettings, model: ModelFacts, embedder: Embedde
     no error: the history says so, is as full as can be, and takes no observations.
     """
     identity = history_identity(model, embedder)
-    store = HistoryStore.open(settings.history_db, identity)
+    folder = settings.history_dir
+    store = HistoryStore.open(folder and history_path(folder, identity), identity)
     shipped = None if settings.history is None else read_history(settings.history, identity)
 
     def history(over: HistoryStore) -> History:
@@ -71,15 +84,15 @@ def open_history(settings: PlannerSettings, model: ModelFacts, embedder: Embedde
     if opened.store.problem is not None:
         _log.error(
             "history_unwritable",
-            path=str(settings.history_db),
+            path=str(opened.store.path),
             problem=opened.store.problem,
             consequence="observations are refused; planning goes on",
         )
-    elif settings.history_db is None:
+    elif folder is None:
         _log.warning(
             "history_not_durable",
             consequence="observed prompts are forgotten when the planner stops",
-            remedy="set REMOE_PLANNER_HISTORY_DB to a file",
+            remedy="set REMOE_PLANNER_HISTORY_DIR to a folder",
         )
     if len(opened) == 0:
         _log.warning(

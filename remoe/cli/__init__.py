@@ -8,6 +8,7 @@ from remoe.cli.bill import bill
 from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
 from remoe.cli.key import key_app
+from remoe.cli.history import history_app
 from remoe.cli.logs import logs
 from remoe.cli.model import model_app
 from remoe.cli.profile import profile_app
@@ -38,6 +39,7 @@ app.command()(bill)
 app.add_typer(key_app, name="key")
 app.add_typer(model_app, name="model")
 app.add_typer(profile_app, name="profile")
+app.add_typer(history_app, name="history")
 
 
 @app.command()

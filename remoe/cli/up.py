@@ -90,7 +90,7 @@ def up(
 
     Builds the default model first if it is missing.
 
-    Afterwards no process, no open port and no file is left but the model and the ledger.
+    Afterwards no process, no open port and no file is left but the model, the ledger and the history.
 
     Examples:
 
@@ -142,6 +142,7 @@ def up(
             host=host,
             gateway_env=gateway_env,
             prices=_price_file(prices),
+            history_dir=remoe_home() / "history",
         )
     )
     raise typer.Exit(run_foreground(deployment, run_dir, keep_logs=keep_logs))

@@ -78,6 +78,12 @@ def test_the_gateway_and_planner_stay_and_the_rest_may_sleep(options: Deployment
     assert deployment.main.env["REMOE_MAIN_DTYPE"] == "float32"
 
 
+def test_the_planner_keeps_its_history_where_it_is_told(options: DeploymentOptions) -> None:
+    told = default_deployment(replace(options, history_dir=Path("/kept")))
+    assert told.planner.env["REMOE_PLANNER_HISTORY_DIR"] == "/kept"
+    assert "REMOE_PLANNER_HISTORY_DIR" not in default_deployment(options).planner.env
+
+
 def test_names_are_short_labels_whatever_the_model_is_called(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 import anyio
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from planner.app import create_app
 from planner.planning import Planner
+from planner.regression import RegressionPredictor
+from planner.routing_fit import RoutingFit
 from planner.wire import MAX_BODY_BYTES
 from remoe.plan import Deployment, Plan, PlanRequest
 from tests.planner.worlds import MODEL, VOCAB, World, ask
@@ -75,6 +78,28 @@ async def test_observations_show_in_the_history(client: httpx.AsyncClient, world
     assert stats["topics"] == 2
     assert stats["sets"] == {"algebra": 10, "cooking": 10, "observed": 1}
     assert stats["measured"]["decode_s_per_token"] == pytest.approx(0.1)
+
+
+def fit_of(planner: Planner) -> RoutingFit | None:
+    assert isinstance(planner._predictor, RegressionPredictor)
+    return planner._predictor._fit
+
+
+async def test_observations_lead_to_a_fit_in_the_background(world: World) -> None:
+    planner = world.planner()
+    async with client_of(planner) as client:
+        for token in range(31):
+            body = msgspec.json.encode(world.observation([token, token, 31]))
+            await client.post("/v1/observations", content=body)
+        assert planner.to_fit is None
+        assert fit_of(planner) is None
+        body = msgspec.json.encode(world.observation([1, 2, 3]))
+        await client.post("/v1/observations", content=body)
+        fit = fit_of(planner)
+        assert fit is not None
+        assert fit.entries == 32
+        plan = msgspec.json.decode((await post_plan(client, ask([1, 2]))).content, type=Plan)
+        np.testing.assert_allclose(plan.profile, [[0.5, 0.5, 0, 0]] * 3, atol=1e-3)
 
 
 async def test_readiness_says_when_predictions_are_uniform(

@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from planner.history_store import Entry, HistoryStore
+from planner.history_store import Entry, HistoryStore, history_path
 from tests.planner.test_process import START_LIMIT_S, environment, free_port
 from tests.planner.worlds import EXPERTS, LAYERS, World
 
 _CLIENTS = 3
-_LONGEST_LIFE_S = 0.15
+_LONGEST_LIFE_S = 0.3
 
 
 def tokens_of(number: int) -> list[int]:
@@ -82,7 +82,7 @@ def run_and_kill(
     world: World, path: Path, first: int, chance: random.Random, **more: str
 ) -> list[Reporter]:
     port = free_port()
-    settings = {"PORT": str(port), "REMOE_PLANNER_HISTORY_DB": str(path), **more}
+    settings = {"PORT": str(port), "REMOE_PLANNER_HISTORY_DIR": str(path.parent), **more}
     process = subprocess.Popen(
         [sys.executable, "-m", "planner"],
         env=environment(world, **settings),
@@ -116,11 +116,13 @@ def check_integrity(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_acknowledged_observation_is_lost_or_damaged(world: World, crash_kills: int) -> None:
-    path = world.folder / "history.sqlite"
+    path = history_path(world.folder / "kept", world.identity)
     chance = random.Random(0)
     sent: set[int] = set()
     acknowledged: set[int] = set()
+    lives = []
     for _ in range(crash_kills):
+        before = len(acknowledged)
         first = max(sent, default=-1) + 1
         reporters = run_and_kill(
             world, path, first, chance, REMOE_PLANNER_HISTORY_CAPACITY="100000"
@@ -128,6 +130,7 @@ def test_no_acknowledged_observation_is_lost_or_damaged(world: World, crash_kill
         for reporter in reporters:
             sent.update(reporter.sent)
             acknowledged.update(reporter.acknowledged)
+        lives.append(len(acknowledged) - before)
     check_integrity(path)
     store = HistoryStore.open(path, world.identity)
     entries = list(store.entries())
@@ -147,13 +150,16 @@ def test_no_acknowledged_observation_is_lost_or_damaged(world: World, crash_kill
         shares = counts / counts.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(entry.prefill, shares, atol=1e-3)
         np.testing.assert_allclose(entry.decode, shares, atol=1e-3)
-    print(f"{crash_kills} kills, {len(acknowledged)} acknowledged, {len(sent)} sent")  # noqa: T201
+    print(  # noqa: T201
+        f"{crash_kills} kills, {len(acknowledged)} acknowledged, {len(sent)} sent, "
+        f"{min(lives)} to {max(lives)} acknowledged in a life"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_folding_under_fire_loses_no_demand(world: World, crash_kills: int) -> None:
-    path = world.folder / "history.sqlite"
+    path = history_path(world.folder / "kept", world.identity)
     chance = random.Random(1)
     sent = acknowledged = 0
     for _ in range(max(3, crash_kills // 4)):

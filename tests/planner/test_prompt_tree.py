@@ -45,7 +45,7 @@ def test_leaves_share_out_all_prompts_and_are_small(count: int, beta: int, copie
 def test_a_prompt_of_the_tree_is_led_to_its_own_leaf_at_nearly_all_times() -> None:
     vectors = prompts(2000)
     tree = PromptTree(vectors)
-    found = sum(row in tree.candidates(vectors[row], 1) for row in range(0, 2000, 10))
+    found = sum(row in tree.candidates(vectors[row], 1, leaves=1) for row in range(0, 2000, 10))
     assert found >= 190
 
 
@@ -54,11 +54,24 @@ def test_siblings_lend_prompts_to_a_leaf_with_too_few() -> None:
     tree = PromptTree(vectors, beta=20)
     leaves = [set(leaf.tolist()) for leaf in tree.leaves()]
     for query in prompts(20, seed=5):
-        few, many = tree.candidates(query, 1), tree.candidates(query, 45)
+        few, many = (tree.candidates(query, count, leaves=1) for count in (1, 45))
         assert set(few.tolist()) in leaves
         assert 45 <= len(many) == len(set(many.tolist())) < 300
         assert many[: len(few)].tolist() == few.tolist()
     assert len(tree.candidates(vectors[0], 10_000)) == 300
+
+
+def test_more_leaves_find_more_of_the_nearest() -> None:
+    vectors = prompts(4000)
+    tree, exact = PromptTree(vectors), ExactSearch(Store(vectors, np.arange(4000)))
+    found = []
+    for leaves in (1, 3, 100):
+        hits = [
+            np.isin(exact.nearest(query, ALPHA)[0], tree.candidates(query, ALPHA, leaves=leaves))
+            for query in prompts(40, seed=7)
+        ]
+        found.append(float(np.mean(hits)))
+    assert 0.3 < found[0] < found[1] < found[2] == 1
 
 
 def test_few_prompts_are_searched_exactly() -> None:
