@@ -7,8 +7,8 @@ import typer
 from remoe.cli.bill import bill
 from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
-from remoe.cli.key import key_app
 from remoe.cli.history import history_app
+from remoe.cli.key import key_app
 from remoe.cli.logs import logs
 from remoe.cli.model import model_app
 from remoe.cli.profile import profile_app

@@ -165,12 +165,12 @@ def _reading(model_dir: Path | None, folder: Path | None, embedder: str) -> Iter
 def _where(
     model_dir: Path | None, folder: Path | None, embedder: str
 ) -> tuple[Path, HistoryIdentity]:
-    from knative.local.run_dir import remoe_home
     from planner.history_store import history_path
     from planner.model import ModelFacts
     from planner.predictors import EMBEDDERS, history_identity, open_embedder
     from remoe.checkpoint import Checkpoint
     from remoe.cli.model import built_model
+    from remoe.home import remoe_home
 
     if embedder not in EMBEDDERS:
         raise SettingsError(f"{embedder!r} is no embedder; there are {', '.join(EMBEDDERS)}")
