@@ -17,7 +17,7 @@ from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
 from remoe.topology import ExpertEndpoint, Topology
 
-__all__ = ["Deployment", "DeploymentOptions", "default_deployment"]
+__all__ = ["Deployment", "DeploymentOptions", "default_deployment", "model_name"]
 
 # What prompts have activated, in the model's folder; `remoe profile activations` writes it.
 HISTORY = "history.npz"
@@ -48,6 +48,8 @@ class DeploymentOptions:
     gateway_env: Mapping[str, str] = field(default_factory=dict)
     prices: str | None = None
     history_dir: Path | None = None
+    hardware: Path | None = None
+    """The hardware profile that the planner optimises with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
     per_function = options.layers_per_function
     if per_function < 1:
         raise SettingsError(f"an expert function holds at least 1 layer, not {per_function}")
-    model = _model_name(options.model_dir)
+    model = model_name(options.model_dir)
     ranges = tuple(
         (layers[0], layers[-1]) for layers in _in_groups(checkpoint.moe_layers, per_function)
     )
@@ -149,12 +151,19 @@ def _planner_env(options: DeploymentOptions) -> dict[str, str]:
         "REMOE_PLANNER_REMOTE_RATIO": f"{options.remote_ratio:g}",
         "REMOE_PLANNER_EXPERT_EXPANSION": str(_expert_expansion()),
     }
+    if options.hardware is not None:
+        env["REMOE_PLANNER_HARDWARE"] = str(options.hardware)
+        env["REMOE_PLANNER_FUNCTION_VCPUS"] = str(_expert_cpu(options))
     history = options.model_dir / HISTORY
     if history.exists():
         env["REMOE_PLANNER_HISTORY"] = str(history)
     if options.history_dir is not None:
         env["REMOE_PLANNER_HISTORY_DIR"] = str(options.history_dir)
     return env
+
+
+def _expert_cpu(options: DeploymentOptions) -> int:
+    return max(1, options.threads // 2)
 
 
 def _expert_expansion() -> int:
@@ -216,7 +225,7 @@ def _experts(
             "REMOE_EXPERT_LAST_LAYER": str(last),
         },
         timeout_s=60,
-        cpu=max(1, options.threads // 2),
+        cpu=_expert_cpu(options),
         memory_mib=_RUNTIME_MIB["expert"] + weights_mib,
         annotations={
             AUTOSCALING + "initial-scale": "0",
@@ -239,7 +248,7 @@ def _always_on() -> dict[str, str]:
     }
 
 
-def _model_name(model_dir: Path) -> str:
+def model_name(model_dir: Path) -> str:
     """The builder's name for the model, or the folder's."""
     manifest = model_dir / "remoe.json"
     if manifest.exists():

@@ -11,11 +11,15 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
-from planner.planning import Planner
+from planner.epoch import EpochReview
+from planner.openapi import describe, described
+from planner.planning import HistoryStats, Noted, Planner
 from planner.routing_fit import RoutingFit
 from planner.wire import add_error_handlers, json_response, read_message
+from remoe import __version__
 from remoe.errors import NotFoundError
-from remoe.plan import Observation, PlanRequest
+from remoe.plan import Deployment, Observation, Plan, PlanRequest
+from remoe.planning_messages import Explanation, PlanDiff, PlanDiffRequest, PreviewRequest
 
 __all__ = ["create_app"]
 
@@ -51,7 +55,8 @@ class _Worker:
 
 def create_app(planner: Planner) -> FastAPI:
     """The service. It is ready as soon as it runs: the planner has been loaded before."""
-    app = FastAPI(title="Remoe planner", openapi_url=None)
+    app = FastAPI(title="Remoe planner", version=__version__, docs_url=None, redoc_url=None)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.state.worker = _Worker(planner)
     add_error_handlers(app)
     app.include_router(_router)
@@ -65,14 +70,42 @@ async def _worker(request: Request) -> _Worker:
 _TheWorker = Annotated[_Worker, Depends(_worker)]
 
 
-@_router.post("/v1/plan")
+@_router.post("/v1/plan", **described(Plan, PlanRequest))
 async def _plan(request: Request, worker: _TheWorker) -> Response:
+    """Plan a request: which experts are remote, and what it should take and cost."""
     asked = await read_message(request, PlanRequest)
     return json_response(await worker.run(lambda: worker.planner.plan(asked)))
 
 
-@_router.post("/v1/deployment:claim")
+@_router.post("/v1/plan:preview", **described(Plan, PreviewRequest))
+async def _preview(request: Request, worker: _TheWorker) -> Response:
+    """Plan under other assumptions; nothing comes of it."""
+    asked = await read_message(request, PreviewRequest)
+    return json_response(await worker.run(lambda: worker.planner.preview(asked)))
+
+
+@_router.post("/v1/plan:diff", **described(PlanDiff, PlanDiffRequest))
+async def _diff(request: Request, worker: _TheWorker) -> Response:
+    """Say what changes from one recent plan or preview to another."""
+    asked = await read_message(request, PlanDiffRequest)
+    return json_response(await worker.run(lambda: worker.planner.diff(asked)))
+
+
+@_router.get("/v1/explain/{plan_id}", **described(Explanation))
+async def _explain(plan_id: str, worker: _TheWorker) -> Response:
+    """Say why a recent plan is as it is."""
+    return json_response(await worker.run(lambda: worker.planner.explain(plan_id)))
+
+
+@_router.get("/v1/deployment:review", **described(EpochReview))
+async def _review(worker: _TheWorker) -> Response:
+    """Say whether the running partition should change, and to what."""
+    return json_response(await worker.run(worker.planner.review))
+
+
+@_router.post("/v1/deployment:claim", **described(Deployment))
 async def _claim(worker: _TheWorker) -> Response:
+    """Give a starting main function what it is to load."""
     return json_response(await worker.run(worker.planner.claim))
 
 
@@ -82,8 +115,9 @@ async def _release(worker: _TheWorker, plan_id: Annotated[str | None, Query()] =
     return Response(status_code=204)
 
 
-@_router.get("/v1/deployment")
+@_router.get("/v1/deployment", **described(Deployment))
 async def _deployment(worker: _TheWorker) -> Response:
+    """What the main function runs."""
     deployment = worker.planner.deployment
     if deployment is None:
         raise NotFoundError(
@@ -92,16 +126,18 @@ async def _deployment(worker: _TheWorker) -> Response:
     return json_response(deployment)
 
 
-@_router.post("/v1/observations")
+@_router.post("/v1/observations", **described(Noted, Observation, status=202))
 async def _observations(request: Request, worker: _TheWorker) -> Response:
+    """Learn from a finished request."""
     observed = await read_message(request, Observation)
     response = json_response(await worker.run(lambda: worker.planner.observe(observed)), 202)
     response.background = BackgroundTask(worker.fit)
     return response
 
 
-@_router.get("/v1/history")
+@_router.get("/v1/history", **described(HistoryStats))
 async def _history(worker: _TheWorker) -> Response:
+    """What is remembered, how good predictions were, and what times are expected."""
     return json_response(await worker.run(worker.planner.stats))
 
 

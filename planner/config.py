@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from remoe.errors import SettingsError
+from remoe.hardware import HardwareProfile
 from remoe.settings import ServiceSettings
 
 __all__ = ["PlannerSettings"]
@@ -38,6 +40,46 @@ class PlannerSettings(ServiceSettings):
     remote_ratio: float = Field(0.5, ge=0, le=1)
     """b: the share of each layer's experts that is remote, rounded down to whole experts."""
 
+    ratio_rule: Literal["fixed", "largest", "cost", "per-layer"] = "cost"
+    """How b is chosen, up to `remote_ratio`: that itself, the largest that holds the SLO (the
+    paper's), the cheapest, or the cheapest for each layer. Without a hardware profile always
+    `fixed`."""
+
+    hardware: Path | None = None
+    """The hardware profile to optimise with; `remoe profile hardware` writes one."""
+
+    platform: Literal["deployed", "proportional", "lambda", "cloud-run", "fargate"] = "deployed"
+    """Whose memory specs expert functions can have. `deployed`: only what they run with."""
+
+    granularity: Literal["expert", "layer", "block"] = "block"
+    """What one expert function holds; a block is the layers that one is deployed with."""
+
+    function_vcpus: float = Field(1.0, gt=0, le=1024)
+    """Cores of a deployed expert function, for platform `deployed`."""
+
+    robust: bool = True
+    """Compare SLOs with the tails of what was measured rather than with means."""
+
+    solver: Literal["lagrangian", "milp"] = "lagrangian"
+    """Who solves the memory problem; `milp` needs the extra planner-milp and takes longer."""
+
+    payload_bytes: int = Field(6_000_000, ge=1_000)
+    """The most that one call of an expert function carries each way."""
+
+    max_replicas: int = Field(1, ge=1, le=64)
+    """The most replicas of an expert function that one prompt is split over. The main function
+    makes one call for a layer, so more of them serve more requests, and not one faster."""
+
+    gpu_speedup: float = Field(10.0, gt=0)
+    """How much faster than here a GPU is taken to be in the comparisons that need one (GPU,
+    Fetch). An assumption, and shown as one, unless the main function has a GPU."""
+
+    rows_per_pass: int = Field(256, ge=1)
+    """Tokens of a prompt that the main function reads at once (REMOE_MAIN_BATCH_TOKENS)."""
+
+    epoch_window_s: float = Field(900.0, gt=0)
+    """How far back the demand reaches that epoch plans are made for."""
+
     neighbours: int = Field(15, ge=1, le=1000)
     """alpha: how many similar prompts a prediction rests on."""
 
@@ -63,3 +105,15 @@ class PlannerSettings(ServiceSettings):
 
     adaptation: float = Field(0.1, gt=0, le=1)
     """Weight of the newest request in the measured times, which are moving averages."""
+
+    def load_hardware(self, model_digest: str) -> HardwareProfile | None:
+        """The profile, if one is set; raises SettingsError if it is another model's."""
+        if self.hardware is None:
+            return None
+        profile = HardwareProfile.load(self.hardware)
+        if profile.model_digest != model_digest:
+            raise SettingsError(
+                f"REMOE_PLANNER_HARDWARE: {self.hardware} was measured with another model "
+                f"({profile.model}, {profile.model_digest}); run `remoe profile hardware`."
+            )
+        return profile

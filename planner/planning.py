@@ -13,23 +13,30 @@ import numpy as np
 import structlog
 
 from planner.accuracy import Accuracy
+from planner.calibration import Calibration, Drift
 from planner.config import PlannerSettings
 from planner.deployments import EPOCH, Deployments
 from planner.embedding import Embedder
-from planner.forecast import Workload, decode_tokens, forecast, function_loads
+from planner.epoch import DemandWindow, EpochReview, decide, newly_local
+from planner.explaining import PlanRecord, diff, explain
+from planner.forecast import Workload, decode_tokens
 from planner.history import History
 from planner.identifiers import Clock, PlanIds
 from planner.measurements import FinishedRequest, Learner, Measurements
 from planner.memory import MemoryRule
 from planner.model import ModelFacts
+from planner.plan_making import Decisions, FixedRatio, Optimising, PlanMaker, Question
 from planner.prediction import ActivationPredictor, Prompt
 from planner.predictors import open_embedder, open_history, open_predictor
+from planner.recent_plans import RecentPlans
 from planner.regression import RegressionPredictor
-from planner.selection import select_remote
 from planner.validation import check_observation, check_plan_request
+from planner.what_if import WhatIf, WhatIfs
 from remoe.checkpoint import Checkpoint
-from remoe.experts import ActivationProfile
-from remoe.plan import Deployment, FunctionForecast, Observation, Plan, PlanRequest
+from remoe.experts import ActivationProfile, Partition
+from remoe.hardware import HardwareProfile
+from remoe.plan import Deployment, Observation, Plan, PlanRequest
+from remoe.planning_messages import Explanation, PlanDiff, PlanDiffRequest, PreviewRequest
 from remoe.topology import Topology
 
 __all__ = ["HistoryStats", "Noted", "Planner"]
@@ -71,6 +78,7 @@ class HistoryStats(msgspec.Struct, frozen=True, kw_only=True):
     decode_compared: int
     decode_js_nats: float | None
     measured: Measurements
+    drift: Drift
 
 
 class Planner:
@@ -85,6 +93,7 @@ class Planner:
         embedder: Embedder,
         history: History,
         predictor: ActivationPredictor,
+        hardware: HardwareProfile | None = None,
         clock: Clock = time,
     ) -> None:
         self._settings = settings
@@ -95,12 +104,27 @@ class Planner:
         self.history = history
         self._predictor = predictor
         self._clock = clock
-        self._memory = MemoryRule(
+        memory = MemoryRule(
             model=model,
             main_runtime_gb=settings.main_runtime_gb,
             expert_runtime_gb=settings.expert_runtime_gb,
             expert_expansion=settings.expert_expansion,
         )
+        self._hardware = hardware
+        self._maker: PlanMaker = FixedRatio(model, self._functions, memory)
+        if hardware is not None:
+            self._maker = Optimising(
+                model,
+                self._functions,
+                memory,
+                hardware,
+                gpu_speedup=settings.gpu_speedup,
+                by_milp=settings.solver == "milp",
+            )
+        self._what_ifs = WhatIfs(settings, model, self._prices, optimising=hardware is not None)
+        self._calibration = Calibration(settings.adaptation)
+        self._window = DemandWindow(settings.epoch_window_s)
+        self._records = RecentPlans()
         self._learner = Learner(settings.adaptation)
         self._accuracy = Accuracy()
         self._deployments = Deployments(window_s=settings.claim_window_s, clock=clock)
@@ -124,6 +148,7 @@ class Planner:
             embedder=embedder,
             history=history,
             predictor=open_predictor(settings, history, model),
+            hardware=settings.load_hardware(model.digest),
             clock=clock,
         )
 
@@ -146,61 +171,85 @@ class Planner:
         The plan's `profile` is the whole request's: both phases, by their expected tokens.
         """
         check_plan_request(request, self._model)
+        record = self._planned(request, self._what_ifs.asked(request), "plan")
+        self._deployments.planned(record.plan)
+        self._accuracy.predicted(record.plan.plan_id, record.question.profiles)
+        self._records.add(record)
+        return record.plan
+
+    def preview(self, request: PreviewRequest) -> Plan:
+        """Plan without consequences, under other assumptions; raises InvalidRequestError."""
+        asked = PlanRequest(
+            model=request.model,
+            prompt_tokens=request.prompt_tokens,
+            max_new_tokens=request.max_new_tokens,
+            slo=request.slo,
+        )
+        check_plan_request(asked, self._model)
+        record = self._planned(asked, self._what_ifs.previewed(request), "preview")
+        self._records.add(record)
+        return record.plan
+
+    def _planned(self, request: PlanRequest, what_if: WhatIf, kind: str) -> PlanRecord:
         prediction = self._predictor.predict(
             Prompt(request.prompt_tokens, self._embedder.embed(request.prompt_tokens))
         )
         measured = self._learner.measured
-        workload = Workload(
-            len(request.prompt_tokens), decode_tokens(request.max_new_tokens, measured)
-        )
-        profile = prediction.profiles.mixed(workload.prompt_tokens, workload.decode_tokens)
-        deployed = self._deployments.current
-        if deployed is None:
-            partition = select_remote(profile, self._settings.remote_ratio)
-            tokens = len(request.prompt_tokens) + request.max_new_tokens
-            main_gb = self._memory.main_gb(partition, min(tokens, self._model.context_length))
-        else:
-            partition, main_gb = deployed.partition, deployed.main_memory_gb
-        loads = function_loads(
-            prediction.profiles, partition, self._functions, workload, self._model.top_k
-        )
-        expected = forecast(
-            workload,
-            loads,
-            main_memory_gb=main_gb,
-            measured=measured,
-            prices=self._prices,
+        read = what_if.prompt_tokens or len(request.prompt_tokens)
+        written = what_if.decode_tokens
+        if written is None:
+            written = decode_tokens(request.max_new_tokens, measured)
+        deployed = self._deployments.current if what_if.keeps_deployment else None
+        question = what_if.question(
+            profiles=prediction.profiles,
+            workload=Workload(read, written),
+            longest_tokens=read + request.max_new_tokens,
             slo=request.slo,
+            measured=measured,
+            drift=self._calibration.drift,
+            asleep=self._deployments.current is None,
+            partition=what_if.partition or (deployed.partition if deployed else None),
+            main_memory_gb=deployed.main_memory_gb if deployed else None,
         )
+        made = self._maker.decide(question)
+        profile = prediction.profiles.mixed(read, written)
         plan = Plan(
-            plan_id=self._ids.make("plan"),
+            plan_id=self._ids.make(kind),
             model=self._model.name,
             model_digest=self._model.digest,
-            partition=partition,
+            partition=made.partition,
             profile=np.round(profile.shares.astype(np.float64), 6).tolist(),
-            main_memory_gb=main_gb,
-            functions=[
-                FunctionForecast(
-                    name=load.function.name,
-                    expected_routes=load.routes,
-                    memory_gb=self._memory.expert_gb(partition, load.function),
-                    replicas=1,
-                )
-                for load in loads
-                if self._memory.remote_experts(partition, load.function)
-            ],
+            main_memory_gb=made.main_memory_gb,
+            functions=made.functions,
             prewarm=[
-                load.function.name for load in loads if load.routes >= self._settings.prewarm_routes
+                load.function.name
+                for load in made.loads
+                if load.routes >= self._settings.prewarm_routes
             ],
             neighbours=list(prediction.neighbours),
-            predicted_ttft_s=expected.ttft_s,
-            predicted_tpot_s=expected.tpot_s,
-            predicted_cost_usd=expected.cost_usd,
-            feasible=expected.feasible,
+            predicted_ttft_s=made.ttft_s,
+            predicted_tpot_s=made.tpot_s,
+            predicted_cost_usd=made.cost_usd,
+            feasible=made.status != "infeasible",
+            status=made.status,
+            needed=made.needed,
+            cost_split=made.cost_split,
+            slo_ttft_s=made.slo_ttft_s,
+            slo_tpot_s=made.slo_tpot_s,
         )
-        self._deployments.planned(plan)
-        self._accuracy.predicted(plan.plan_id, prediction.profiles)
-        return plan
+        if kind == "plan" and made.bare_ttft_s is not None:
+            self._calibration.predicted(plan.plan_id, made.bare_ttft_s, made.bare_tpot_s)
+        return PlanRecord(plan, question)
+
+    def explain(self, plan_id: str) -> Explanation:
+        """Say why a plan made lately is as it is; raises NotFoundError."""
+        record = self._records.get(plan_id)
+        others = self._maker.baselines(record.question)
+        return explain(record, self._model, self._functions, others)
+
+    def diff(self, request: PlanDiffRequest) -> PlanDiff:
+        """Compare two plans made lately; raises NotFoundError."""
+        return diff(self._records.get(request.before).plan, self._records.get(request.after).plan)
 
     def claim(self) -> Deployment:
         """Give a starting main function what it is to load."""
@@ -216,16 +265,69 @@ class Planner:
 
     def _epoch(self) -> Deployment:
         """Plan for the whole demand: any prompt, up to the context's length."""
-        profile = self.history.mean_profiles().mixed(
-            self.history.mean_prompt_tokens, decode_tokens(None, self._learner.measured)
-        )
-        partition = select_remote(profile, self._settings.remote_ratio)
+        self._calibration.renew()
+        return self._epoch_of(self._maker.decide(self._demand_question()))
+
+    def _epoch_of(self, made: Decisions) -> Deployment:
         return Deployment(
             plan_id=self._ids.make("epoch"),
             model_digest=self._model.digest,
-            partition=partition,
-            main_memory_gb=self._memory.main_gb(partition, self._model.context_length),
+            partition=made.partition,
+            main_memory_gb=made.main_memory_gb,
             origin=EPOCH,
+        )
+
+    def _demand_question(self, partition: Partition | None = None) -> Question:
+        """The window's mean request or, without one, the history's."""
+        measured = self._learner.measured
+        recent = self._window.demand(self._clock.monotonic())
+        if recent is None:
+            profiles = self.history.mean_profiles()
+            read = max(1, round(self.history.mean_prompt_tokens))
+            workload = Workload(read, decode_tokens(None, measured))
+        else:
+            profiles, workload, _ = recent
+        return self._what_ifs.usual.question(
+            profiles=profiles,
+            workload=workload,
+            longest_tokens=self._model.context_length,
+            slo=None,
+            measured=measured,
+            drift=self._calibration.drift,
+            asleep=False,
+            partition=partition,
+            main_memory_gb=None,
+        )
+
+    def review(self) -> EpochReview:
+        """Say whether the running partition should change, and to what (hysteresis)."""
+        deployed = self._deployments.current
+        if deployed is None:
+            return EpochReview(change=False, why="The main function is not running.")
+        recent = self._window.demand(self._clock.monotonic())
+        if recent is None:
+            return EpochReview(change=False, why="No request has finished within the window.")
+        current = self._maker.decide(self._demand_question(deployed.partition))
+        candidate = self._maker.decide(self._demand_question())
+        if candidate.partition == deployed.partition:
+            return EpochReview(change=False, why="The best partition is the running one.")
+        if self._hardware is None or current.cost_usd is None or candidate.cost_usd is None:
+            return EpochReview(
+                change=False,
+                why="Without a hardware profile nothing says what a change saves and costs; "
+                "`remoe profile hardware` makes one.",
+            )
+        read = newly_local(deployed.partition, candidate.partition)
+        read_s = read * self._model.expert_size_bytes / self._hardware.read_bytes_per_s
+        unit_usd = self._prices.cpu_usd_per_gb_s
+        if self._hardware.main_on_gpu:
+            unit_usd = self._prices.gpu_usd_per_gb_s or unit_usd
+        return decide(
+            current_usd=current.cost_usd,
+            candidate_usd=candidate.cost_usd,
+            requests=recent[2],
+            change_usd=read_s * candidate.main_memory_gb * unit_usd,
+            candidate=self._epoch_of(candidate),
         )
 
     def release(self, plan_id: str | None = None) -> None:
@@ -241,12 +343,14 @@ class Planner:
         prefill, decode = check_observation(observation, self._model)
         steps = float(decode.sum(axis=1).max()) / self._model.top_k
         deployed = self._deployments.current
+        warm_ttft_s = max(0.0, observation.ttft_s - observation.cold_start_s)
+        self._calibration.observed(observation.plan_id, warm_ttft_s, observation.tpot_s)
         memories = [function.memory_gb for function in self._functions]
         self._learner.observe(
             FinishedRequest(
                 prompt_tokens=len(observation.prompt_tokens),
                 decode_tokens=steps,
-                ttft_s=max(0.0, observation.ttft_s - observation.cold_start_s),
+                ttft_s=warm_ttft_s,
                 tpot_s=observation.tpot_s,
                 main_memory_gb=None if deployed is None else deployed.main_memory_gb,
                 remote_memory_gb=sum(memories) / len(memories) if memories else 0.0,
@@ -263,6 +367,7 @@ class Planner:
             observation.plan_id, profile, decode_profile
         )
         tokens = observation.prompt_tokens
+        self._window.add(self._clock.monotonic(), profile, decode_profile, len(tokens), steps)
         history_id, known = self.history.add(
             self._embedder.embed(tokens),
             profile,
@@ -298,4 +403,5 @@ class Planner:
             decode_compared=self._accuracy.decode.count,
             decode_js_nats=self._accuracy.decode.value,
             measured=self._learner.measured,
+            drift=self._calibration.drift,
         )

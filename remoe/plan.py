@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from remoe.experts import Partition
 from remoe.ledger import Ledger
 
 __all__ = [
+    "CostSplit",
     "Deployment",
     "FunctionForecast",
     "Neighbour",
     "Observation",
     "Plan",
     "PlanRequest",
+    "PlanStatus",
     "Slo",
 ]
+
+PlanStatus = Literal["feasible", "infeasible", "unknown"]
 
 
 class Slo(msgspec.Struct, frozen=True):
@@ -44,12 +50,25 @@ class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What the plan expects of one expert function: routes to it, and its memory."""
+    """What the plan expects of one expert function: routes and calls to it, and its memory.
+
+    `vcpus` are what the platform gives with that memory; null without a hardware profile.
+    """
 
     name: str
     expected_routes: float
     memory_gb: float
     replicas: int
+    expected_calls: float | None = None
+    vcpus: float | None = None
+
+
+class CostSplit(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request's predicted cost goes: C^loc, and C^rem of prefill and of decode (A.4)."""
+
+    main_usd: float
+    remote_prefill_usd: float
+    remote_decode_usd: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +77,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     `profile` is the predicted activation profile of the whole request, [layers][experts]: prefill
     and decode, mixed by their expected tokens.
     `prewarm` names the expert functions this request will most likely call.
+    `predicted_*` are means. An SLO is compared with `slo_ttft_s` and `slo_tpot_s`, which a request
+    stays below with 97.5 % each, cold starts included. `status` is `infeasible` if no plan holds
+    the SLO: `needed` is then the tightest that some plan does, each of the two for itself. It is
+    `unknown` if nothing has been measured that would tell.
     """
 
     plan_id: str
@@ -73,6 +96,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     predicted_tpot_s: float | None
     predicted_cost_usd: float | None
     feasible: bool = True
+    status: PlanStatus = "unknown"
+    needed: Slo | None = None
+    cost_split: CostSplit | None = None
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

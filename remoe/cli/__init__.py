@@ -11,6 +11,7 @@ from remoe.cli.history import history_app
 from remoe.cli.key import key_app
 from remoe.cli.logs import logs
 from remoe.cli.model import model_app
+from remoe.cli.plan import plan
 from remoe.cli.profile import profile_app
 from remoe.cli.status import status
 from remoe.cli.up import up
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 app.command()(up)
 app.command()(status)
+app.command()(plan)
 app.command()(logs)
 app.command()(down)
 app.command()(bill)

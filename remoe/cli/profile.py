@@ -16,11 +16,6 @@ profile_app = typer.Typer(
 )
 
 
-@profile_app.callback()
-def _group() -> None:
-    """Keep `activations` a sub-command while it is the only one."""
-
-
 @profile_app.command("activations")
 def activations(
     *,
@@ -77,3 +72,57 @@ def activations(
         decode_tokens=decode_tokens,
     )
     typer.echo(f"{count} prompts of {topics} topics in {target}")
+
+
+@profile_app.command("hardware")
+def hardware(
+    *,
+    model_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model folder in Hugging Face format.", show_default="the default model"
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Spent on each time of an expert.", min=0.05, max=60)
+    ] = 0.7,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the profile into this file (.png, .svg, .pdf).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
+) -> None:
+    """Measure this machine with a model, so that plans can be optimised before the first request.
+
+    Takes about a minute: experts on at least six CPU allocations, calls and cold starts of real
+    functions, and the model without its experts. The profile is kept in REMOE_HOME with its date;
+    the next `remoe up` plans with it.
+
+    Example:
+
+    [bold]remoe profile hardware --plot hardware.png[/bold]
+    """
+    from rich.console import Console
+
+    from knative.deployment import model_name
+    from remoe.cli.hardware.measure import measure_hardware
+    from remoe.cli.hardware.plot import draw
+    from remoe.cli.hardware.table import profile_table
+    from remoe.cli.model import built_model
+    from remoe.home import remoe_home
+
+    folder = (model_dir or built_model()).absolute()
+    console = Console(stderr=True)
+    profile = measure_hardware(
+        folder,
+        model_name(folder),
+        seconds=seconds,
+        report=lambda stage: console.print(f"measuring: {stage}", style="dim"),
+    )
+    path = profile.save(remoe_home())
+    if plot is not None:
+        draw(profile, plot)
+    if as_json:
+        typer.echo(path.read_text(encoding="utf-8"))
+        return
+    Console().print(profile_table(profile))
+    typer.echo(f"kept in {path}")

@@ -100,7 +100,7 @@ def up(
     """
     import os
 
-    from knative.deployment import DeploymentOptions, default_deployment
+    from knative.deployment import DeploymentOptions, default_deployment, model_name
     from knative.local.listening import check_port
     from knative.local.run_dir import RunDir
     from remoe.cli.foreground import run_foreground
@@ -127,9 +127,11 @@ def up(
     ).environment()
     if prices is not None:
         load_prices(prices)
+    folder = (model_dir or _built_model()).absolute()
     deployment = default_deployment(
         DeploymentOptions(
-            model_dir=(model_dir or _built_model()).absolute(),
+            model_dir=folder,
+            hardware=_hardware_profile(remoe_home(), model_name(folder), folder),
             threads=threads or len(os.sched_getaffinity(0)),
             port=port,
             layers_per_function=layers_per_function,
@@ -151,6 +153,20 @@ def up(
 def _price_file(prices: str | None) -> str | None:
     """A path as the services will find it, whatever their working directory."""
     return str(Path(prices).absolute()) if prices and Path(prices).is_file() else prices
+
+
+def _hardware_profile(home: Path, model: str, model_dir: Path) -> Path | None:
+    """The newest profile of this very model; one of other weights would mislead the planner."""
+    from remoe.checkpoint import Checkpoint
+    from remoe.hardware import HardwareProfile, newest_profile
+
+    path = newest_profile(home, model)
+    if path is None:
+        return None
+    if HardwareProfile.load(path).model_digest != Checkpoint.open(model_dir).digest:
+        typer.echo(f"{path} is of other weights; `remoe profile hardware` measures anew", err=True)
+        return None
+    return path
 
 
 def _built_model() -> Path:

@@ -1,0 +1,1 @@
+"""Measuring a machine for the planner: what `remoe profile hardware` does."""

@@ -1,0 +1,227 @@
+"""Real functions, started as the runtime starts them, to measure their calls and cold starts."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from main_model_fn.http_transport import HttpTransport
+from remoe.checkpoint import Checkpoint
+from remoe.errors import SettingsError
+from remoe.expert_call import ExpertCall
+from remoe.hardware import ColdStart, Spread
+from remoe.topology import ExpertEndpoint, Topology
+
+__all__ = ["CallTimes", "measure_calls", "measure_expert_cold_start", "measure_main_cold_start"]
+
+_START_TIMEOUT_S = 120.0
+_EXEC = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.execv(sys.executable, [sys.executable, "-m", sys.argv[2]])
+"""
+
+
+class _Function:
+    """A function's process behind a listening socket of ours; leaving the block ends it."""
+
+    def __init__(self, module: str, model_dir: Path, folder: Path, env: dict[str, str]) -> None:
+        self._module = module
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+        checkpoint = Checkpoint.open(model_dir)
+        nowhere = "http://127.0.0.1:9"
+        self.topology = Topology(
+            model="profiled",
+            model_dir=str(model_dir),
+            gateway_url=nowhere,
+            planner_url=nowhere,
+            main_url=f"http://127.0.0.1:{self.port}",
+            main_memory_gb=1.0,
+            experts=[
+                ExpertEndpoint(
+                    name="profiled-experts",
+                    url=f"http://127.0.0.1:{self.port}",
+                    first_layer=0,
+                    last_layer=checkpoint.layers - 1,
+                    memory_gb=1.0,
+                )
+            ],
+        )
+        path = folder / "topology.json"
+        self.topology.save(path)
+        self._env = {
+            **{name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+            "LISTEN_FDS": "1",
+            "REMOE_TOPOLOGY": str(path),
+            "REMOE_LOG_LEVEL": "error",
+            **env,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """Start the process and return how long its first answer took."""
+        fd = self._listener.fileno()
+        before = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _EXEC, str(fd), self._module],
+            pass_fds=(fd,),
+            env=self._env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_START_TIMEOUT_S)
+        try:
+            # The connection waits in the backlog until the process accepts it, as a caller's does.
+            connection.request("GET", "/readyz")
+            status = connection.getresponse().status
+        except OSError as error:
+            raise SettingsError(f"{self._module} did not start: {self._why()}") from error
+        finally:
+            connection.close()
+        if status != http.HTTPStatus.OK:
+            raise SettingsError(f"{self._module} is not ready: it answered {status}")
+        return time.perf_counter() - before
+
+    def _why(self) -> str:
+        self.stop()
+        process = self._process
+        if process is None or process.stderr is None:
+            return "no output"
+        return process.stderr.read().decode(errors="replace").strip()[-500:] or "no output"
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._listener.close()
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimes:
+    """What a warm call takes beside computing, and how its time grows with what it carries."""
+
+    invocation: Spread
+    bandwidth_bytes_per_s: float
+
+
+def _call(checkpoint: Checkpoint, layer: int, rows: int) -> ExpertCall:
+    return ExpertCall(
+        model_digest=checkpoint.digest,
+        layer=layer,
+        dtype="bfloat16",
+        rows=rows,
+        hidden=bytes(2 * rows * checkpoint.hidden_size),
+        experts=[0],
+        offsets=[0, rows],
+        row_index=np.arange(rows, dtype="<i4").tobytes(),
+        gate=np.ones(rows, "<f4").tobytes(),
+    )
+
+
+def measure_calls(model_dir: Path, *, calls: int = 400) -> CallTimes:
+    """Call an expert function as the main function does, with one row and with many, in turns."""
+    checkpoint = Checkpoint.open(model_dir)
+    layer = checkpoint.moe_layers[0]
+    many = 128
+    took: dict[int, list[float]] = {1: [], many: []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _Function("expert_fn", model_dir, Path(folder), _layers_env(checkpoint)) as function,
+    ):
+        function.start()
+        transport = HttpTransport(function.topology, timeout_s=30.0)
+        try:
+            for index in range(calls + 20):
+                for rows in (1, many) if index % 4 == 0 else (1,):
+                    call = _call(checkpoint, layer, rows)
+                    before = time.perf_counter()
+                    result = transport.send(call).result()
+                    spent = time.perf_counter() - before - result.busy_s
+                    if index >= 20:
+                        took[rows].append(spent)
+        finally:
+            transport.close()
+    row_bytes = 6 * checkpoint.hidden_size  # 2 bytes a number there, 4 back
+    slope_s = (float(np.median(took[many])) - float(np.median(took[1]))) / (many - 1)
+    return CallTimes(
+        invocation=Spread.of(took[1]),
+        # Loopback may be too fast to see: then the payload costs nothing that is measurable.
+        bandwidth_bytes_per_s=row_bytes / max(slope_s, row_bytes / 100e9),
+    )
+
+
+def measure_expert_cold_start(model_dir: Path, *, starts: int = 5) -> ColdStart:
+    """From nothing to the first answer of an expert function: its process, then its weights."""
+    checkpoint = Checkpoint.open(model_dir)
+    layer = checkpoint.moe_layers[0]
+    process: list[float] = []
+    first: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(starts):
+            env = _layers_env(checkpoint)
+            with _Function("expert_fn", model_dir, Path(folder), env) as function:
+                process.append(function.start())
+                transport = HttpTransport(function.topology, timeout_s=30.0)
+                before = time.perf_counter()
+                transport.send(_call(checkpoint, layer, 1)).result()
+                first.append(time.perf_counter() - before)
+                transport.close()
+    total = [a + b for a, b in zip(process, first, strict=True)]
+    return ColdStart(
+        phases={"process": Spread.of(process), "first call": Spread.of(first)},
+        total=Spread.of(total),
+    )
+
+
+def measure_main_cold_start(model_dir: Path, *, starts: int = 2) -> ColdStart:
+    """The same of the main function: its libraries, then its model and cache.
+
+    Without a planner it loads half of the experts, as it does in production when the planner is
+    away.
+    """
+    libraries: list[float] = []
+    total: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(starts):
+            before = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", "import main_model_fn.app"], check=True, capture_output=True
+            )
+            libraries.append(time.perf_counter() - before)
+            with _Function("main_model_fn", model_dir, Path(folder), {}) as function:
+                total.append(function.start())
+    model = [max(0.0, a - b) for a, b in zip(total, libraries, strict=True)]
+    return ColdStart(
+        phases={"libraries": Spread.of(libraries), "model and cache": Spread.of(model)},
+        total=Spread.of(total),
+    )
+
+
+def _layers_env(checkpoint: Checkpoint) -> dict[str, str]:
+    return {
+        "REMOE_EXPERT_FIRST_LAYER": "0",
+        "REMOE_EXPERT_LAST_LAYER": str(checkpoint.layers - 1),
+    }
