@@ -42,6 +42,10 @@ class Accuracy:
         if len(self._open) > _KEPT_PLANS:
             self._open.popitem(last=False)
 
+    def prediction(self, plan_id: str) -> PhaseProfiles | None:
+        """What was predicted for a plan that has not been compared yet."""
+        return self._open.get(plan_id)
+
     def observed(
         self, plan_id: str, prefill: ActivationProfile, decode: ActivationProfile | None
     ) -> tuple[float | None, float | None]:

@@ -141,6 +141,11 @@ async def _history(worker: _TheWorker) -> Response:
     return json_response(await worker.run(worker.planner.stats))
 
 
+@_router.get("/v1/activations")
+async def _activations(worker: _TheWorker) -> Response:
+    return json_response(await worker.run(worker.planner.activations))
+
+
 @_router.get("/healthz")
 async def _healthz() -> Response:
     return json_response({"status": "ok"})

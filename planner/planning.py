@@ -30,8 +30,10 @@ from planner.prediction import ActivationPredictor, Prompt
 from planner.predictors import open_embedder, open_history, open_predictor
 from planner.recent_plans import RecentPlans
 from planner.regression import RegressionPredictor
+from planner.route_totals import RouteTotals
 from planner.validation import check_observation, check_plan_request
 from planner.what_if import WhatIf, WhatIfs
+from remoe.activation_totals import ActivationTotals
 from remoe.checkpoint import Checkpoint
 from remoe.experts import ActivationProfile, Partition
 from remoe.hardware import HardwareProfile
@@ -127,6 +129,7 @@ class Planner:
         self._records = RecentPlans()
         self._learner = Learner(settings.adaptation)
         self._accuracy = Accuracy()
+        self._routes = RouteTotals(model.layers, model.experts)
         self._deployments = Deployments(window_s=settings.claim_window_s, clock=clock)
         self._ids = PlanIds(clock)
         if settings.remote_ratio > 0:
@@ -363,6 +366,9 @@ class Planner:
             )
         profile = ActivationProfile.from_counts(prefill)
         decode_profile = ActivationProfile.from_counts(decode) if decode.any() else None
+        predicted = self._accuracy.prediction(observation.plan_id)
+        if predicted is not None:
+            self._routes.add(predicted, prefill, decode)
         of_prefill, of_decode = self._accuracy.observed(
             observation.plan_id, profile, decode_profile
         )
@@ -382,6 +388,10 @@ class Planner:
             prefill_js_nats=of_prefill,
             decode_js_nats=of_decode,
         )
+
+    def activations(self) -> ActivationTotals:
+        """Predicted and actual routes of all requests that had a plan and were observed."""
+        return self._routes.read()
 
     def stats(self) -> HistoryStats:
         return HistoryStats(

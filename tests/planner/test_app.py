@@ -13,6 +13,7 @@ from planner.planning import Planner
 from planner.regression import RegressionPredictor
 from planner.routing_fit import RoutingFit
 from planner.wire import MAX_BODY_BYTES
+from remoe.activation_totals import ActivationTotals
 from remoe.plan import Deployment, Plan, PlanRequest
 from tests.planner.worlds import MODEL, VOCAB, World, ask
 
@@ -100,6 +101,26 @@ async def test_observations_lead_to_a_fit_in_the_background(world: World) -> Non
         assert fit.entries == 32
         plan = msgspec.json.decode((await post_plan(client, ask([1, 2]))).content, type=Plan)
         np.testing.assert_allclose(plan.profile, [[0.5, 0.5, 0, 0]] * 3, atol=1e-3)
+
+
+async def test_routes_are_counted_as_predicted_and_as_they_came(
+    client: httpx.AsyncClient, world: World
+) -> None:
+    before = msgspec.json.decode(
+        (await client.get("/v1/activations")).content, type=ActivationTotals
+    )
+    assert before.requests == 0
+    plan = msgspec.json.decode((await post_plan(client, ask([5, 6, 7]))).content, type=Plan)
+    observation = world.observation([5, 6, 7], plan_id=plan.plan_id)
+    for body in (observation, world.observation([8, 9])):  # the other one has no plan
+        await client.post("/v1/observations", content=msgspec.json.encode(body))
+    read = msgspec.json.decode((await client.get("/v1/activations")).content, type=ActivationTotals)
+    since = read.since(before)
+    actual = np.add(observation.prefill_counts, observation.decode_counts)
+    assert since.requests == 1
+    assert since.actual == actual.tolist()
+    # Predicted shares of the routes that came: the same number in every layer.
+    assert np.sum(since.predicted, axis=1) == pytest.approx(actual.sum(axis=1), abs=0.01)
 
 
 async def test_readiness_says_when_predictions_are_uniform(
