@@ -9,6 +9,7 @@ from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
 from remoe.cli.history import history_app
 from remoe.cli.key import key_app
+from remoe.cli.load import load_app
 from remoe.cli.logs import logs
 from remoe.cli.model import model_app
 from remoe.cli.plan import plan
@@ -39,6 +40,7 @@ app.command()(logs)
 app.command()(down)
 app.command()(bill)
 app.add_typer(key_app, name="key")
+app.add_typer(load_app, name="load")
 app.add_typer(model_app, name="model")
 app.add_typer(profile_app, name="profile")
 app.add_typer(history_app, name="history")
