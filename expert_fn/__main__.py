@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 from expert_fn.compute import ExpertComputer
 from expert_fn.config import ExpertSettings
+from expert_fn.endpoint import Endpoint
 from expert_fn.logs import configure_logging
 from expert_fn.server import serve
 from remoe.checkpoint import Checkpoint
@@ -21,9 +21,12 @@ def main() -> None:
     settings = ExpertSettings.read_or_exit()
     configure_logging(settings.log_level)
 
-    def load() -> ExpertComputer:
+    notifier = Notifier.from_environment()
+    in_flight = InFlight(notifier)
+
+    def load() -> Endpoint:
         checkpoint = Checkpoint.open(Path(settings.load_topology().model_dir))
-        return ExpertComputer(
+        computer = ExpertComputer(
             checkpoint,
             first_layer=settings.first_layer,
             last_layer=settings.last_layer,
@@ -34,11 +37,10 @@ def main() -> None:
                 threads=settings.threads,
             ),
         )
+        return Endpoint(computer, notifier, payload_limit_bytes=settings.payload_limit_bytes)
 
-    notifier = Notifier.from_environment()
-    in_flight = InFlight(notifier)
     try:
-        asyncio.run(serve(bind(), load, notifier, in_flight))
+        serve(bind(), load, notifier, in_flight)
     except (RemoeError, ValueError) as error:
         sys.exit(f"expert function: {error}")
     finally:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 
 from remoe.errors import SettingsError
+from remoe.expert_call import MAX_BODY_BYTES
 from remoe.kernel.interface import KernelChoice
 from remoe.topology import Topology
 
@@ -41,6 +42,9 @@ class ExpertSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Threads of the native kernel, the caller's included."""
+
+    payload_limit_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=2**31)] = MAX_BODY_BYTES
+    """Largest body taken and given; callers split at REMOE_MAIN_PAYLOAD_LIMIT_BYTES."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:

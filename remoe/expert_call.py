@@ -24,7 +24,7 @@ __all__ = [
 
 CONTENT_TYPE = "application/vnd.remoe.v1+msgpack"
 PATH = "/v1/experts"
-# The papers' payload limit (AWS Lambda's), counted in each direction.
+# The papers' payload limit (AWS Lambda's), in each direction; both sides' settings default to it.
 MAX_BODY_BYTES = 6_000_000
 
 RowDtype = Literal["float32", "bfloat16", "float16"]

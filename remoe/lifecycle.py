@@ -8,7 +8,6 @@ same program binds 0.0.0.0:$PORT.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIFELINE_VARIABLE",
     "READY_FOR_HEADER",
+    "REPLICA_HEADER",
     "START_HEADER",
     "InFlight",
     "Notifier",
@@ -49,6 +49,8 @@ READY_FOR_HEADER = "x-remoe-ready-for-ms"
 # What the replica's own start took, in milliseconds: "boot,load", from the process's creation to
 # its app's start (interpreter and libraries), and from there until it was ready (the model).
 START_HEADER = "x-remoe-start-ms"
+# Tells replicas behind one address apart.
+REPLICA_HEADER = "x-remoe-replica"
 LIFELINE_VARIABLE = "REMOE_LIFELINE_FD"
 
 _FIRST_INHERITED_FD = 3
@@ -188,6 +190,8 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
 
     READY is sent when the app's lifespan start-up has completed and connections are accepted.
     """
+    import asyncio
+
     import uvicorn
 
     from remoe.slow_clients import ImpatientProtocol

@@ -1,0 +1,128 @@
+"""What an expert function answers to a parsed request, whatever carried it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from expert_fn.compute import RefusedCallError
+from remoe.expert_call import (
+    CONTENT_TYPE,
+    MAX_BODY_BYTES,
+    PATH,
+    ExpertCall,
+    ExpertFailure,
+    ExpertReply,
+    FailureCode,
+)
+from remoe.lifecycle import Notifier
+
+__all__ = ["Computer", "Endpoint", "Response"]
+
+_log = logging.getLogger(__name__)
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ExpertCall)
+_STATUS: dict[FailureCode, HTTPStatus] = {
+    "wrong_model": HTTPStatus.CONFLICT,
+    "wrong_shape": HTTPStatus.BAD_REQUEST,
+    "unknown_expert": HTTPStatus.NOT_FOUND,
+    "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "malformed": HTTPStatus.BAD_REQUEST,
+    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+
+class Computer(Protocol):
+    def compute(self, call: ExpertCall) -> NDArray[np.float32]:
+        """The answer to a call, float32 [rows, hidden]; raises RefusedCallError."""
+        ...
+
+
+class Response(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    content_type: str = CONTENT_TYPE
+
+
+class Endpoint:
+    """Routes a request; `payload_limit_bytes` holds for its body and for the reply's.
+
+    `replica` tells this process from others behind the same address.
+    """
+
+    def __init__(
+        self,
+        computer: Computer,
+        notifier: Notifier,
+        *,
+        payload_limit_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._computer = computer
+        self._notifier = notifier
+        self.payload_limit_bytes = payload_limit_bytes
+        self.replica = os.urandom(6).hex()
+
+    def handle(self, method: bytes, path: bytes, body: bytes) -> Response:
+        """Answer a request whose body is within the limit; never raises."""
+        if path == PATH.encode():
+            if method == b"POST":
+                return self._answer(body)
+            return _failure("malformed", "use POST", HTTPStatus.METHOD_NOT_ALLOWED)
+        if path in {b"/healthz", b"/readyz"}:
+            return Response(HTTPStatus.OK, b"ok\n", "text/plain")
+        return _failure("malformed", f"no such path; calls go to {PATH}", HTTPStatus.NOT_FOUND)
+
+    def refuse_body(self, size_bytes: int) -> Response:
+        return _failure("body_too_large", self._too_large(size_bytes))
+
+    def refuse_syntax(self) -> Response:
+        return _failure("malformed", "this is not HTTP/1.1")
+
+    @property
+    def ready_for_ms(self) -> float:
+        return self._notifier.ready_for_s * 1e3
+
+    def _answer(self, body: bytes) -> Response:
+        try:
+            return self._compute(_decoder.decode(body))
+        except msgspec.DecodeError as error:
+            return _failure("malformed", f"the body is not an expert call: {error}")
+        except RefusedCallError as error:
+            _log.warning("expert_call_refused", extra={"code": error.code, "reason": error.message})
+            return _failure(error.code, error.message)
+        except Exception:  # noqa: BLE001  # a bug costs this call, not the function
+            _log.exception("expert_call_failed")
+            return _failure("internal", "the function failed; its log says why")
+
+    def _compute(self, call: ExpertCall) -> Response:
+        began = time.perf_counter()
+        partial = self._computer.compute(call)
+        reply = ExpertReply(
+            partial=partial.astype("<f4", copy=False).tobytes(),
+            busy_s=time.perf_counter() - began,
+            ready_for_s=self._notifier.ready_for_s,
+        )
+        body = _encoder.encode(reply)
+        if len(body) > self.payload_limit_bytes:
+            raise RefusedCallError(
+                "body_too_large", "the reply would have " + self._too_large(len(body))
+            )
+        return Response(HTTPStatus.OK, body)
+
+    def _too_large(self, size_bytes: int) -> str:
+        return (
+            f"{size_bytes} bytes; the limit is {self.payload_limit_bytes} each way: send fewer rows "
+            "(REMOE_MAIN_PAYLOAD_LIMIT_BYTES) or raise REMOE_EXPERT_PAYLOAD_LIMIT_BYTES"
+        )
+
+
+def _failure(code: FailureCode, message: str, status: HTTPStatus | None = None) -> Response:
+    body = _encoder.encode(ExpertFailure(code=code, message=message))
+    return Response(status or _STATUS[code], body)
