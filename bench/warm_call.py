@@ -151,7 +151,7 @@ def main() -> None:
                 return msgspec.msgpack.decode(reply.content, type=ExpertReply).busy_s
 
             paths: dict[str, Callable[[], float]] = {
-                "ours, http.client": lambda: direct.send(call).result().busy_s,
+                "ours": lambda: direct.send(call).result().busy_s,
                 "ours through a byte relay": lambda: proxied.send(call).result().busy_s,
                 "httpx": through_httpx,
                 "floor, raw bytes": raw_exchange(

@@ -6,17 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remoe.checkpoint import Checkpoint
-from remoe.expert_call import ExpertCall, FailureCode
+from remoe.expert_call import ITEM_BYTES, ExpertCall, FailureCode
 from remoe.experts import ExpertId
-from remoe.kernel.interface import ExpertKernel, RoutedRows, open_kernel
+from remoe.kernel.calls import routed_rows
+from remoe.kernel.interface import ExpertKernel, open_kernel
 
 __all__ = ["ExpertComputer", "RefusedCallError"]
-
-_STORAGE = {
-    name: np.dtype(code)
-    for name, code in [("float32", "<f4"), ("bfloat16", "<u2"), ("float16", "<f2")]
-}
-_ITEM_BYTES = {name: dtype.itemsize for name, dtype in _STORAGE.items()}
 
 
 class RefusedCallError(Exception):
@@ -56,16 +51,8 @@ class ExpertComputer:
     def compute(self, call: ExpertCall) -> NDArray[np.float32]:
         """The gate-weighted sum over the called experts, float32 [rows, hidden]."""
         self._check(call)
-        hidden = np.frombuffer(call.hidden, _STORAGE[call.dtype])
-        rows = RoutedRows(
-            hidden=hidden.reshape(call.rows, self._checkpoint.hidden_size),
-            offsets=call.offsets,
-            row_index=np.frombuffer(call.row_index, "<i4"),
-            gate=np.frombuffer(call.gate, "<f4"),
-        )
-        return self._kernel.weighted_sum(
-            [ExpertId(call.layer, index) for index in call.experts], rows
-        )
+        experts = [ExpertId(call.layer, index) for index in call.experts]
+        return self._kernel.weighted_sum(experts, routed_rows(call))
 
     def _check(self, call: ExpertCall) -> None:
         """Raise unless the call is for this model, for experts held here, and of one piece."""
@@ -89,7 +76,7 @@ class ExpertComputer:
                 "unknown_expert",
                 f"experts {call.experts} are not all within 0 to {experts - 1}",
             )
-        if len(call.hidden) != call.rows * hidden_size * _ITEM_BYTES[call.dtype]:
+        if len(call.hidden) != call.rows * hidden_size * ITEM_BYTES[call.dtype]:
             raise RefusedCallError(
                 "wrong_shape",
                 f"{len(call.hidden)} bytes are not {call.rows} rows of {hidden_size} {call.dtype}",

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import socket
-from http import HTTPStatus
 
 import httptools
 
 from expert_fn.endpoint import Endpoint, Response
-from remoe.lifecycle import READY_FOR_HEADER, REPLICA_HEADER, InFlight
+from remoe.lifecycle import InFlight
 
 __all__ = ["Connection"]
-
-_STATUS_LINE = {
-    status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
 
 
 class Connection:
@@ -93,26 +88,28 @@ class Connection:
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        with self._in_flight.request():
-            if self._body_bytes > self._endpoint.payload_limit_bytes:
-                response = self._endpoint.refuse_body(self._body_bytes)
-            else:
-                path = httptools.parse_url(self._url).path
-                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-                response = self._endpoint.handle(self._parser.get_method(), path, body)
+        self._in_flight.enter()
+        try:
             self._keep_alive = self._parser.should_keep_alive()
-            self._write(response)
+            self._write(self._answer())
+        finally:
+            self._in_flight.leave()
         self._reading = False
+
+    def _answer(self) -> Response:
+        if self._body_bytes > self._endpoint.payload_limit_bytes:
+            return self._endpoint.refuse_body(self._body_bytes)
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        return self._endpoint.handle(self._parser.get_method(), self._url, body)
 
     def _write(self, response: Response) -> None:
         """Head and body leave together: as two packets, the second would wait for an answer."""
-        head = (
-            f"content-type: {response.content_type}\r\n"
-            f"content-length: {len(response.body)}\r\n"
-            f"{READY_FOR_HEADER}: {self._endpoint.ready_for_ms:.1f}\r\n"
-            f"{REPLICA_HEADER}: {self._endpoint.replica}\r\n"
-            f"connection: {'keep-alive' if self._keep_alive else 'close'}\r\n\r\n"
+        close = b"" if self._keep_alive else b"connection: close\r\n"
+        answer = b"%bcontent-length: %d\r\n%b\r\n%b" % (
+            self._endpoint.head(response),
+            len(response.body),
+            close,
+            response.body,
         )
-        answer = _STATUS_LINE[response.status] + head.encode() + response.body
         self._unsent = memoryview(bytes(self._unsent) + answer if self._unsent else answer)
         self.flush()

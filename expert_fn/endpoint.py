@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
+import httptools
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +24,12 @@ from remoe.expert_call import (
     ExpertReply,
     FailureCode,
 )
-from remoe.lifecycle import Notifier
+from remoe.lifecycle import REPLICA_HEADER, Notifier
 
 __all__ = ["Computer", "Endpoint", "Response"]
 
 _log = logging.getLogger(__name__)
+_PATH = PATH.encode()
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ExpertCall)
 _STATUS: dict[FailureCode, HTTPStatus] = {
@@ -67,11 +70,13 @@ class Endpoint:
         self._computer = computer
         self._notifier = notifier
         self.payload_limit_bytes = payload_limit_bytes
-        self.replica = os.urandom(6).hex()
+        self.replica = f"{socket.gethostname()}-{os.getpid()}"
+        self._heads: dict[tuple[HTTPStatus, str], bytes] = {}
 
-    def handle(self, method: bytes, path: bytes, body: bytes) -> Response:
+    def handle(self, method: bytes, url: bytes, body: bytes) -> Response:
         """Answer a request whose body is within the limit; never raises."""
-        if path == PATH.encode():
+        path = _PATH if url == _PATH else httptools.parse_url(url).path
+        if path == _PATH:
             if method == b"POST":
                 return self._answer(body)
             return _failure("malformed", "use POST", HTTPStatus.METHOD_NOT_ALLOWED)
@@ -85,9 +90,18 @@ class Endpoint:
     def refuse_syntax(self) -> Response:
         return _failure("malformed", "this is not HTTP/1.1")
 
-    @property
-    def ready_for_ms(self) -> float:
-        return self._notifier.ready_for_s * 1e3
+    def head(self, response: Response) -> bytes:
+        """A response's head, but for its length and what ends it."""
+        kind = (response.status, response.content_type)
+        head = self._heads.get(kind)
+        if head is None:
+            status = response.status
+            head = self._heads[kind] = (
+                f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+                f"content-type: {response.content_type}\r\n"
+                f"{REPLICA_HEADER}: {self.replica}\r\n"
+            ).encode()
+        return head
 
     def _answer(self, body: bytes) -> Response:
         try:

@@ -21,17 +21,23 @@ from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.generation_spans import trace_generation
 from main_model_fn.guide import Guides
 from main_model_fn.http_transport import HttpTransport
+from main_model_fn.in_process_transport import InProcessTransport
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_threads import open_pool
+from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError, InvalidRequestError, RemoeError
 from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.kernel.interface import ExpertKernel
+from remoe.kernel.native_kernel import NativeKernel
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.plan import Deployment
 from remoe.topology import Topology
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "open_transport"]
 
 _log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
@@ -57,12 +63,13 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         partition=deployment.partition,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
         device=device,
-        transport=HttpTransport(topology, timeout_s=settings.call_timeout_s),
+        transport=open_transport(settings, topology, checkpoint, pool),
         function_memory_gb={
             layer: topology.expert_for(layer).memory_gb for layer in checkpoint.moe_layers
         },
         meter=meter,
         pool=pool,
+        payload_limit_bytes=settings.payload_limit_bytes,
     )
     limits = EngineLimits(
         kv_tokens=settings.kv_tokens,
@@ -93,6 +100,26 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         kernel="torch" if pool is None else pool.description,
     )
     return engine, LivePartition(model, checkpoint, deployment, meter)
+
+
+def open_transport(
+    settings: MainSettings, topology: Topology, checkpoint: Checkpoint, pool: NativePool | None
+) -> ExpertTransport:
+    """How remote experts are reached, as the settings say; `pool` is for computing them here."""
+    if settings.transport == "in-process":
+        read, activation = checkpoint.expert, checkpoint.activation
+        kernel: ExpertKernel = (
+            NativeKernel(read, pool, activation=activation)
+            if pool
+            else NumpyKernel(read, activation=activation)
+        )
+        return InProcessTransport(kernel)
+    return HttpTransport(
+        topology,
+        timeout_s=settings.call_timeout_s,
+        hedge_floor_s=settings.hedge_floor_s,
+        payload_limit_bytes=settings.payload_limit_bytes,
+    )
 
 
 def create_app(settings: MainSettings) -> FastAPI:

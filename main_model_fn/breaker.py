@@ -35,5 +35,9 @@ class CircuitBreaker:
         self._cooldown_s = self._first_cooldown_s
 
     def failed(self) -> None:
-        self._open_until = self._clock() + self._cooldown_s
+        """Note a failure; those of calls that left together count as one."""
+        now = self._clock()
+        if self._open_until is not None and now < self._open_until:
+            return
+        self._open_until = now + self._cooldown_s
         self._cooldown_s = min(2 * self._cooldown_s, self._max_cooldown_s)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from remoe.expert_call import MAX_BODY_BYTES
 from remoe.settings import ServiceSettings
 
 __all__ = ["MainSettings"]
@@ -42,3 +43,12 @@ class MainSettings(ServiceSettings):
 
     call_timeout_s: float = Field(10.0, gt=0, le=600)
     """How long one remote expert call may take, the function's cold start included."""
+
+    hedge_floor_s: float = Field(0.02, gt=0, le=600)
+    """How late, at the least, a reply must be before another replica is asked as well."""
+
+    payload_limit_bytes: int = Field(MAX_BODY_BYTES, ge=65_536, le=2**31)
+    """Largest body of an expert call or its reply; at most REMOE_EXPERT_PAYLOAD_LIMIT_BYTES."""
+
+    transport: Literal["http", "in-process"] = "http"
+    """How remote experts are reached; `in-process` computes them here, without functions."""

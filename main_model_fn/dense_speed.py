@@ -51,8 +51,11 @@ class _NoExperts:
 class _NoTransport:
     """No expert is ever called."""
 
-    def send(self, call: ExpertCall) -> PendingReply:
+    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
         raise AssertionError("experts are left out")
+
+    def replicas(self, layer: int) -> int:
+        return 1
 
     def close(self) -> None: ...
 

@@ -6,6 +6,7 @@ the gate-weighted sum over them (papers.md A.6, the mitigation of its payload co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 from main_model_fn.metering import StepMeter
-from main_model_fn.routes import Route
+from main_model_fn.replica_split import SPLIT_FROM_ROUTES, split_over_replicas
+from main_model_fn.routes import Batch, Route
 from main_model_fn.transport import ExpertTransport, PendingReply
 from remoe.errors import ExpertUnavailableError
-from remoe.expert_call import MAX_BODY_BYTES, ExpertCall, RowDtype
+from remoe.expert_call import ExpertCall, RowDtype
 
 __all__ = ["FanOut", "SentCall"]
 
 _log = structlog.get_logger()
+# What MessagePack adds: an int32 and a float32 a route; an id and an offset an expert; the rest.
+_ROUTE_BYTES = 8
+_EXPERT_BYTES = 10
+_ENVELOPE_BYTES = 512
+_FIRST_TOKEN = np.zeros(1, np.intp)
 _ROW_DTYPE: dict[torch.dtype, RowDtype] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -49,57 +56,76 @@ class FanOut:
         transport: ExpertTransport,
         function_memory_gb: float,
         meter: StepMeter,
+        payload_limit_bytes: int,
     ) -> None:
         self._layer = layer
         self._model_digest = model_digest
         self._transport = transport
         self._function_memory_gb = function_memory_gb
         self._meter = meter
+        self._payload_limit_bytes = payload_limit_bytes
 
     def send(
-        self, hidden: torch.Tensor, gates: torch.Tensor, routes: dict[int, Route]
+        self, batch: Batch, routes: dict[int, Route], *, deadline_s: float | None = None
     ) -> list[SentCall]:
-        """Send `hidden` [tokens, hidden] where `routes`, by expert, says; `gates` [tokens, top_k].
+        """Send the batch's rows where `routes`, by expert, says.
 
-        One call, or more where the payload limit asks for it.
+        One call; more where the function has replicas and enough to do, or where the payload limit
+        asks for it. `deadline_s` is how long from now an answer is of use.
         """
-        gate_weights = gates.float().cpu().numpy()  # [tokens, top_k]
-        needed = np.unique(np.concatenate([route.tokens for route in routes.values()]))
-        # The reply, float32 whatever the request's dtype, is the larger half.
-        rows_per_call = max(1, (MAX_BODY_BYTES - 65_536) // (4 * hidden.shape[1]))
-        calls = []
-        for start in range(0, len(needed), rows_per_call):
-            rows = needed[start : start + rows_per_call]
-            inside_routes = {}
-            for expert, (tokens, slots) in routes.items():
-                inside = (tokens >= rows[0]) & (tokens <= rows[-1])
-                if inside.any():
-                    inside_routes[expert] = Route(tokens[inside], slots[inside])
-            call = self._build_call(hidden, gate_weights, rows, inside_routes)
-            calls.append(SentCall(self._transport.send(call), rows, inside_routes))
-        return calls
+        return [
+            SentCall(self._transport.send(call, deadline_s=deadline_s), rows, part)
+            for share in self._shares(routes)
+            for rows, part in self._within_payload(batch, share)
+            for call in [self._build_call(batch, rows, part)]
+        ]
+
+    def _shares(self, routes: dict[int, Route]) -> list[dict[int, Route]]:
+        if sum(len(route.tokens) for route in routes.values()) < SPLIT_FROM_ROUTES:
+            return [routes]
+        return split_over_replicas(routes, self._transport.replicas(self._layer))
+
+    def _within_payload(
+        self, batch: Batch, routes: dict[int, Route]
+    ) -> Iterator[tuple[NDArray[np.intp], dict[int, Route]]]:
+        """Tokens in ascending order and their routes, call by call."""
+        tokens, width = batch.hidden.shape
+        if tokens == 1:
+            yield _FIRST_TOKEN, routes
+            return
+        carried = np.zeros(tokens, np.bool_)
+        for route in routes.values():
+            carried[route.tokens] = True
+        needed = carried.nonzero()[0]
+        # The larger of a token's row with its routes there, and its float32 row back.
+        top_k = batch.gates.shape[1]
+        row_bytes = max(width * batch.hidden.element_size() + top_k * _ROUTE_BYTES, width * 4)
+        room = self._payload_limit_bytes - _ENVELOPE_BYTES - len(routes) * _EXPERT_BYTES
+        most = max(1, room // row_bytes)
+        if len(needed) <= most:
+            yield needed, routes
+            return
+        for start in range(0, len(needed), most):
+            rows = needed[start : start + most]
+            parts = {expert: r.of_tokens(rows[0], rows[-1]) for expert, r in routes.items()}
+            yield rows, {expert: part for expert, part in parts.items() if len(part.tokens)}
 
     def _build_call(
-        self,
-        hidden: torch.Tensor,
-        gates: NDArray[np.float32],
-        rows: NDArray[np.intp],
-        routes: dict[int, Route],
+        self, batch: Batch, rows: NDArray[np.intp], routes: dict[int, Route]
     ) -> ExpertCall:
-        picked = hidden[torch.from_numpy(rows).to(hidden.device)].cpu()  # [rows, hidden]
-        tokens = np.concatenate([route.tokens for route in routes.values()])
-        slots = np.concatenate([route.slots for route in routes.values()])
-        offsets = np.cumsum([len(route.tokens) for route in routes.values()])
+        routed = batch.routed(routes)
+        whole = len(rows) == len(routed.hidden)
+        row_index = routed.row_index if whole else rows.searchsorted(routed.row_index)
         return ExpertCall(
             model_digest=self._model_digest,
             layer=self._layer,
-            dtype=_ROW_DTYPE[hidden.dtype],
+            dtype=_ROW_DTYPE[batch.hidden.dtype],
             rows=len(rows),
-            hidden=picked.contiguous().view(torch.uint8).numpy().tobytes(),
+            hidden=(routed.hidden if whole else routed.hidden[rows]).tobytes(),
             experts=list(routes),
-            offsets=[0, *offsets.tolist()],
-            row_index=np.searchsorted(rows, tokens).astype("<i4").tobytes(),
-            gate=gates[tokens, slots].astype("<f4").tobytes(),
+            offsets=list(routed.offsets),
+            row_index=row_index.astype("<i4", copy=False).tobytes(),
+            gate=routed.gate.astype("<f4", copy=False).tobytes(),
         )
 
     def receive(self, call: SentCall) -> torch.Tensor | None:

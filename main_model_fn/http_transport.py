@@ -1,24 +1,42 @@
-"""Expert calls over kept-alive HTTP connections of the standard library.
+"""Expert calls over kept-alive HTTP connections, hedged once, within a deadline.
 
-`http.client` splits a call into request and response, which is all the fan-out needs; measured
-against asyncio clients in docs/adr/0002-expert-protocol.md.
+Measured against the standard library's and asyncio's clients in docs/adr/0002-expert-protocol.md.
 """
 
 from __future__ import annotations
 
-import http.client
-import select
+import math
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from main_model_fn.breaker import CircuitBreaker
+from main_model_fn.hedging import HedgeDelay
+from main_model_fn.http_connection import (
+    BROKEN,
+    BrokenReplyError,
+    HttpAddress,
+    HttpConnection,
+    HttpReply,
+    wait_for,
+)
+from main_model_fn.replica_connections import ReplicaConnections
 from main_model_fn.transport import PendingReply, RemoteResult
 from remoe.errors import ExpertUnavailableError
-from remoe.expert_call import CONTENT_TYPE, PATH, ExpertCall, ExpertFailure, ExpertReply
+from remoe.expert_call import (
+    CONTENT_TYPE,
+    ITEM_BYTES,
+    MAX_BODY_BYTES,
+    PATH,
+    ExpertCall,
+    ExpertFailure,
+    ExpertReply,
+    FailureCode,
+)
 from remoe.topology import ExpertEndpoint, Topology
 
 __all__ = ["HttpTransport"]
@@ -27,156 +45,261 @@ _log = structlog.get_logger()
 _encoder = msgspec.msgpack.Encoder()
 _reply_decoder = msgspec.msgpack.Decoder(ExpertReply)
 _failure_decoder = msgspec.msgpack.Decoder(ExpertFailure)
-_HEADERS = {"Content-Type": CONTENT_TYPE}
-_NETWORK_ERRORS = (OSError, http.client.HTTPException)
+
+# Below Knative's shortest window: who answered so lately has not scaled to zero since.
+_WARM_FOR_S = 5.0
+# How long a large call may fill the socket before the next one is sent.
+_PUMP_S = 0.005
+# How long beyond its time a reply is still taken that is arriving just then.
+_ARRIVING_S = 0.05
+# A wait cut shorter than this by a request's deadline says nothing about the function.
+_FAIR_WAIT_S = 1.0
+
+
+# Of these a function is not to blame: its answer to another call may be another.
+_ABOUT_THE_CALL: frozenset[FailureCode] = frozenset({"body_too_large", "wrong_shape"})
+
+
+class _RefusedError(Exception):
+    """The function answered, and its answer is no."""
+
+    def __init__(self, message: str, code: FailureCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Channel:
-    """The idle connections to one function, and its breaker."""
+    """What is known of one function: its connections, its breaker, how long its calls take."""
 
     def __init__(
-        self, endpoint: ExpertEndpoint, timeout_s: float, clock: Callable[[], float]
+        self,
+        endpoint: ExpertEndpoint,
+        *,
+        timeout_s: float,
+        hedge_floor_s: float,
+        body_limit_bytes: int,
+        clock: Callable[[], float],
     ) -> None:
-        self.name = endpoint.name
         parts = urlsplit(endpoint.url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._timeout_s = timeout_s
-        self._idle: list[http.client.HTTPConnection] = []
+        self.name = endpoint.name
+        self.address = HttpAddress(parts.hostname or "127.0.0.1", parts.port or 80)
+        self.head = self.address.request("POST", PATH, CONTENT_TYPE)
+        self.timeout_s = timeout_s
+        self.connections = ReplicaConnections(self.address, body_limit_bytes, clock)
         self.breaker = CircuitBreaker(clock)
+        self.hedge_delay = HedgeDelay(hedge_floor_s)
+        self._clock = clock
+        self._answered_at = -math.inf
 
-    def take(self) -> http.client.HTTPConnection:
-        """An idle connection that the function has not closed meanwhile, or a new one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not _has_ended(connection):
-                return connection
-            connection.close()
-        return self.fresh()
+    def answered(self) -> None:
+        self._answered_at = self._clock()
+        self.breaker.succeeded()
 
-    def fresh(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-
-    def give_back(self, connection: http.client.HTTPConnection) -> None:
-        self._idle.append(connection)
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
-
-def _has_ended(connection: http.client.HTTPConnection) -> bool:
-    """Whether an idle connection is readable, which can only mean that its peer is gone."""
-    if connection.sock is None:
-        return True
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
+    @property
+    def warm(self) -> bool:
+        """Whether a replica must be there, because one answered a moment ago."""
+        return self._clock() - self._answered_at < _WARM_FOR_S
 
 
 class _HttpPending:
-    """One call under way. A broken connection is retried once, on a fresh one.
+    """One call under way, on one connection, or on two.
 
-    It broke because the replica died, or because it scaled away just as the call left; in both
-    cases the function's address holds the retry until a replica is there.
+    The second is the one retry. It is sent when the first connection breaks, because its replica
+    died or scaled away as the call left, or when the reply is late though the function is warm.
+    The first good reply counts; the other connection is closed, which ends what it had to say.
     """
 
-    def __init__(self, channel: _Channel, call: ExpertCall, clock: Callable[[], float]) -> None:
+    def __init__(self, channel: _Channel, call: ExpertCall, deadline_s: float | None) -> None:
         self._channel = channel
-        self._clock = clock
-        self._layer = call.layer
+        self._call = call
         self._body = _encoder.encode(call)
-        self._sent_at = clock()
-        self._connection = channel.take() if channel.breaker.allows else None
-        self._send_error: Exception | None = None
-        if self._connection is not None:
-            self._send(self._connection)
-
-    def _send(self, connection: http.client.HTTPConnection) -> None:
-        self._send_error = None
-        try:
-            connection.request("POST", PATH, self._body, _HEADERS)
-        except _NETWORK_ERRORS as error:
-            self._send_error = error
+        self._sent_at = time.monotonic()
+        self._patience_s = min(channel.timeout_s, math.inf if deadline_s is None else deadline_s)
+        self._hedge_at = math.inf
+        self._flying: list[HttpConnection] = []
+        self._asked: list[str] = []
+        self._hedges = 0
+        self._retries = 0
+        self._error: Exception | None = None
+        if channel.breaker.allows:
+            self._launch()
 
     def result(self) -> RemoteResult:
-        if self._connection is None:
+        if not (self._flying or self._error):
             raise ExpertUnavailableError(f"{self._channel.name} failed a moment ago")
-        retries = 0
+        deadline = self._sent_at + self._patience_s
         try:
-            status, body = self._read(self._connection)
-        except TimeoutError as error:
-            raise self._failed(self._connection, error) from error
-        except _NETWORK_ERRORS as error:
-            self._connection.close()
-            retries = 1
-            _log.warning(
-                "expert_call_retried",
-                function=self._channel.name,
-                layer=self._layer,
-                error=repr(error),
+            while self._flying:
+                until = min(deadline, self._hedge_at)
+                ready = wait_for(self._flying, until - time.monotonic())
+                for connection in ready:
+                    result = self._advance(connection)
+                    if result is not None:
+                        return result
+                late_s = time.monotonic() - until
+                if late_s >= 0 and (not ready or late_s >= _ARRIVING_S):
+                    if until == deadline:
+                        self._error = TimeoutError(f"no reply within {self._patience_s:.3g} s")
+                        break
+                    self._hedge()
+        finally:
+            for connection in self._flying:
+                self._channel.connections.drop(connection)
+            self._flying.clear()
+        if self._function_is_to_blame():
+            self._channel.breaker.failed()
+        raise ExpertUnavailableError(f"{self._channel.name}: {self._error!r}") from self._error
+
+    def _launch(self) -> None:
+        """Send the call, to a replica that was not asked yet if one is known."""
+        connections = self._channel.connections
+        connection = None
+        try:
+            connection = connections.take(avoid=self._asked)
+            self._asked.append(connection.replica)
+            if connection.replica and self._channel.warm and len(self._asked) == 1:
+                late_s = self._channel.hedge_delay.seconds(self._call.offsets[-1])
+                self._hedge_at = math.inf if late_s is None else self._sent_at + late_s
+            connection.send(self._channel.head, self._body)
+            while connection.sending and wait_for([connection], _PUMP_S) and connection.flush():
+                pass
+            self._flying.append(connection)
+        except BROKEN as error:
+            if connection is not None:
+                connections.drop(connection)
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        """Try once more, unless that was done or another connection may still bring a reply."""
+        self._error = error
+        self._hedge_at = math.inf
+        if self._flying or self._retries or self._hedges:
+            return
+        self._retries = 1
+        _log.warning(
+            "expert_call_retried",
+            function=self._channel.name,
+            layer=self._call.layer,
+            error=repr(error),
+        )
+        self._launch()
+
+    def _hedge(self) -> None:
+        self._hedge_at = math.inf
+        self._hedges = 1
+        self._channel.hedge_delay.spend()
+        _log.info("expert_call_hedged", function=self._channel.name, layer=self._call.layer)
+        self._launch()
+
+    def _advance(self, connection: HttpConnection) -> RemoteResult | None:
+        """Take what has come on a connection; the result, if that was a good reply's end."""
+        try:
+            reply = connection.advance()
+            if reply is None:
+                return None
+            result = self._read(reply, connection.replica)
+        except _RefusedError as refusal:
+            self._error = refusal
+            self._land(connection)
+            return None
+        except BROKEN as error:
+            self._flying.remove(connection)
+            self._channel.connections.drop(connection)
+            self._broke(error)
+            return None
+        self._land(connection)
+        self._channel.answered()
+        if not (self._hedges or self._retries or result.cold_start_s):
+            latency_s = time.monotonic() - self._sent_at
+            self._channel.hedge_delay.record(self._call.offsets[-1], latency_s)
+        return result
+
+    def _land(self, connection: HttpConnection) -> None:
+        self._flying.remove(connection)
+        self._channel.connections.give_back(connection)
+
+    def _read(self, reply: HttpReply, replica: str) -> RemoteResult:
+        if reply.status != HTTPStatus.OK:
+            raise _refusal(reply)
+        try:
+            answer = _reply_decoder.decode(reply.body)
+        except msgspec.DecodeError as error:
+            raise BrokenReplyError(f"not an expert's reply: {error}") from error
+        wanted_bytes = (
+            len(self._call.hidden) // ITEM_BYTES[self._call.dtype] * ITEM_BYTES["float32"]
+        )
+        if len(answer.partial) != wanted_bytes:
+            raise BrokenReplyError(
+                f"{len(answer.partial)} bytes of partial sums instead of {wanted_bytes}"
             )
-            self._connection = self._channel.fresh()
-            self._send(self._connection)
-            try:
-                status, body = self._read(self._connection)
-            except _NETWORK_ERRORS as second:
-                raise self._failed(self._connection, second) from second
-        if status != http.client.OK:
-            raise self._failed(self._connection, ConnectionError(_failure_text(status, body)))
-        self._channel.give_back(self._connection)
-        self._channel.breaker.succeeded()
-        reply = _reply_decoder.decode(body)
+        attempts = 1 + self._hedges + self._retries
         return RemoteResult(
-            partial=reply.partial,
-            busy_s=reply.busy_s,
-            cold_start_s=max(0.0, self._clock() - self._sent_at - reply.ready_for_s),
-            retries=retries,
-            bytes_moved=len(self._body) + len(body),
+            partial=answer.partial,
+            # What the slower replica computed is the same: nobody waits to hear how long it took.
+            busy_s=answer.busy_s * (1 + self._hedges),
+            cold_start_s=max(0.0, time.monotonic() - self._sent_at - answer.ready_for_s),
+            retries=self._retries,
+            hedges=self._hedges,
+            bytes_moved=attempts * len(self._body) + len(reply.body),
+            replica=replica,
         )
 
-    def _read(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
-        if self._send_error is not None:
-            raise self._send_error
-        with connection.getresponse() as response:
-            return response.status, response.read()
-
-    def _failed(
-        self, connection: http.client.HTTPConnection, error: Exception
-    ) -> ExpertUnavailableError:
-        connection.close()
-        self._channel.breaker.failed()
-        return ExpertUnavailableError(f"{self._channel.name}: {error!r}")
+    def _function_is_to_blame(self) -> bool:
+        if isinstance(self._error, TimeoutError):
+            return self._patience_s >= min(_FAIR_WAIT_S, self._channel.timeout_s)
+        return not (isinstance(self._error, _RefusedError) and self._error.code in _ABOUT_THE_CALL)
 
 
-def _failure_text(status: int, body: bytes) -> str:
+def _refusal(reply: HttpReply) -> _RefusedError:
     try:
-        failure = _failure_decoder.decode(body)
+        failure = _failure_decoder.decode(reply.body)
     except msgspec.DecodeError:
-        return f"HTTP {status}"
-    return f"{failure.code}: {failure.message}"
+        return _RefusedError(f"HTTP {reply.status}")
+    return _RefusedError(f"{failure.code}: {failure.message}", failure.code)
 
 
 class HttpTransport:
-    """One channel per expert function; used from the engine's thread alone."""
+    """One channel per expert function; used from the engine's thread alone.
+
+    `timeout_s` bounds a call whatever its deadline, a cold start included; no reply is called late
+    before `hedge_floor_s`. `clock` is for what is remembered between calls.
+    """
 
     def __init__(
         self,
         topology: Topology,
         *,
         timeout_s: float,
+        hedge_floor_s: float = 0.02,
+        payload_limit_bytes: int = MAX_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
         self._channels = {
             layer: channel
             for endpoint in topology.experts
-            for channel in [_Channel(endpoint, timeout_s, clock)]
+            for channel in [
+                _Channel(
+                    endpoint,
+                    timeout_s=timeout_s,
+                    hedge_floor_s=hedge_floor_s,
+                    body_limit_bytes=payload_limit_bytes,
+                    clock=clock,
+                )
+            ]
             for layer in range(endpoint.first_layer, endpoint.last_layer + 1)
         }
 
-    def send(self, call: ExpertCall) -> PendingReply:
-        return _HttpPending(self._channels[call.layer], call, self._clock)
+    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+        return _HttpPending(self._channels[call.layer], call, deadline_s)
+
+    def replicas(self, layer: int) -> int:
+        """Known ones, while the function is warm; each time it is asked it may look for more."""
+        channel = self._channels[layer]
+        if not channel.warm:
+            return 1
+        channel.connections.look_for_replicas()
+        return max(1, channel.connections.replicas)
 
     def close(self) -> None:
         for channel in self._channels.values():
-            channel.close()
+            channel.connections.close()

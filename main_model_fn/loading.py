@@ -32,6 +32,7 @@ from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_expe
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
+from remoe.expert_call import MAX_BODY_BYTES
 from remoe.experts import ExpertId, Partition
 from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import NativePool
@@ -111,6 +112,7 @@ def load_split_model(
     function_memory_gb: Mapping[int, float],
     meter: StepMeter,
     pool: NativePool | None = None,
+    payload_limit_bytes: int = MAX_BODY_BYTES,
 ) -> PreTrainedModel:
     """The model in `model_dir` with the experts of `partition.remote` behind `transport`.
 
@@ -144,6 +146,7 @@ def load_split_model(
             transport=transport,
             function_memory_gb=function_memory_gb[layer],
             meter=meter,
+            payload_limit_bytes=payload_limit_bytes,
         )
         module.remoe = LayerExperts(  # type: ignore[assignment]  # not a submodule: no parameters
             layer=layer, local=local, fan_out=fan_out, meter=meter

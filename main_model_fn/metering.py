@@ -116,6 +116,7 @@ class StepMeter:
             ledger.remote_gb_s += result.busy_s * memory_gb * share
             ledger.remote_cold_start_s += result.cold_start_s
             ledger.remote_retries += result.retries
+            ledger.remote_hedges += result.hedges
 
     def record_fallback(self, rows: NDArray[np.intp]) -> None:
         for meter, _, _ in self._shares(rows):

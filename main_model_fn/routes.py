@@ -22,6 +22,20 @@ class Route(NamedTuple):
     tokens: NDArray[np.intp]
     slots: NDArray[np.intp]
 
+    def between(self, start: int, end: int) -> Route:
+        """The routes from the `start`-th to before the `end`-th."""
+        return Route(self.tokens[start:end], self.slots[start:end])
+
+    def of_tokens(self, first: int, last: int) -> Route:
+        """The routes of tokens `first` to `last`, included."""
+        inside = (self.tokens >= first) & (self.tokens <= last)
+        return Route(self.tokens[inside], self.slots[inside])
+
+    def and_also(self, other: Route) -> Route:
+        return Route(
+            np.concatenate([self.tokens, other.tokens]), np.concatenate([self.slots, other.slots])
+        )
+
 
 _FIRST_TOKEN = np.zeros(1, np.intp)
 
@@ -78,6 +92,14 @@ class Batch:
 
     def routed(self, routes: Mapping[int, Route]) -> RoutedRows:
         """These routes, for the kernel; experts in the order of `routes`."""
+        if len(self.hidden) == 1:  # decoding alone: the same, in fewer steps
+            chosen = [route.slots[0] for route in routes.values()]
+            return RoutedRows(
+                hidden=self.stored_rows,
+                offsets=range(len(chosen) + 1),
+                row_index=np.zeros(len(chosen), np.int32),
+                gate=self.gate_weights.numpy()[0, chosen],
+            )
         tokens = np.concatenate([route.tokens for route in routes.values()])
         slots = np.concatenate([route.slots for route in routes.values()])
         offsets = [0]

@@ -6,6 +6,7 @@ experts stay the library's own for every family (papers.md A.2; peers-and-conven
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import torch
@@ -52,7 +53,8 @@ class LayerExperts:
         sent = []
         if remote := sorted(batch.experts - residents.experts):
             routes = {expert: batch.routes[expert] for expert in remote}
-            sent = self._fan_out.send(hidden, top_k_weights, routes)
+            deadline_s = self._meter.remaining_s(time.monotonic())
+            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s)
         total = self.local.new_sum(hidden)
         if len(remote) < len(batch.experts):
             residents.add(total, module, batch)

@@ -16,24 +16,39 @@ __all__ = ["ExpertTransport", "PendingReply", "RemoteResult"]
 
 @dataclass(frozen=True, slots=True)
 class RemoteResult:
-    """`partial` is float32 [rows, hidden] as bytes; `cold_start_s` is what this call waited."""
+    """`partial` is float32 [rows, hidden] as bytes; `cold_start_s` is what this call waited.
+
+    `replica` names who answered. `busy_s` is the computing time of every replica that was given the call, the `hedges` included.
+    """
 
     partial: bytes
     busy_s: float
     cold_start_s: float
     retries: int
+    hedges: int
     bytes_moved: int
+    replica: str = ""
 
 
 class PendingReply(Protocol):
     def result(self) -> RemoteResult:
-        """Wait for the reply; raises ExpertUnavailableError once retries are spent."""
+        """Wait for the reply; raises ExpertUnavailableError once there is no hope of one."""
         ...
 
 
 class ExpertTransport(Protocol):
-    def send(self, call: ExpertCall) -> PendingReply:
-        """Send at once and return without waiting; never raises for network trouble."""
+    """Used from one thread."""
+
+    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+        """Send at once and return without waiting; never raises for network trouble.
+
+        `deadline_s` is how long, from now, an answer is of use: a reply is waited for no longer
+        than that, nor longer than the transport's own time-out.
+        """
+        ...
+
+    def replicas(self, layer: int) -> int:
+        """How many replicas of the layer's function answer calls now; asking starts none."""
         ...
 
     def close(self) -> None: ...

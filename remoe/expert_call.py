@@ -13,6 +13,7 @@ import msgspec
 
 __all__ = [
     "CONTENT_TYPE",
+    "ITEM_BYTES",
     "MAX_BODY_BYTES",
     "PATH",
     "ExpertCall",
@@ -28,6 +29,7 @@ PATH = "/v1/experts"
 MAX_BODY_BYTES = 6_000_000
 
 RowDtype = Literal["float32", "bfloat16", "float16"]
+ITEM_BYTES: dict[RowDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 FailureCode = Literal[
     "wrong_model", "wrong_shape", "unknown_expert", "body_too_large", "malformed", "internal"
 ]

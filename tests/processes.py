@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,9 +22,20 @@ os.execv(sys.argv[2], [sys.argv[2], "-m", "expert_fn"])
 
 
 class ExpertProcess:
-    """An expert function behind a listening socket that stays when the process dies."""
+    """An expert function behind a listening socket that stays when the process dies.
 
-    def __init__(self, model_dir: Path, work_dir: Path, *, last_layer: int) -> None:
+    `process` is its last replica started; `settings` are environment variables.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        work_dir: Path,
+        *,
+        last_layer: int,
+        replicas: int = 1,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         url = f"http://127.0.0.1:{self.port}"
@@ -47,9 +59,13 @@ class ExpertProcess:
         self._topology_file = work_dir / "topology.json"
         self.topology.save(self._topology_file)
         self._last_layer = last_layer
-        self.process = self.start()
+        self._settings = settings or {}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for _ in range(replicas):
+            self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
+        """Start a replica beside those there are."""
         fd = self._listener.fileno()
         self.process = subprocess.Popen(
             [sys.executable, "-c", _EXEC_WITH_SOCKET, str(fd), sys.executable],
@@ -61,9 +77,15 @@ class ExpertProcess:
                 "REMOE_EXPERT_FIRST_LAYER": "0",
                 "REMOE_EXPERT_LAST_LAYER": str(self._last_layer),
                 "OPENBLAS_NUM_THREADS": "1",
+                **self._settings,
             },
         )
+        self.processes.append(self.process)
         return self.process
+
+    def replica(self, name: str) -> subprocess.Popen[bytes]:
+        """The process behind the name that its replies carry."""
+        return next(p for p in self.processes if name.endswith(f"-{p.pid}"))
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -94,6 +116,8 @@ class ExpertProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.kill()
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(timeout=5)
         self._listener.close()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from expert_fn.compute import ExpertComputer
+from main_model_fn import in_process_transport
 from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
 from main_model_fn.transport import PendingReply, RemoteResult
 from remoe.checkpoint import Checkpoint
 from remoe.errors import ExpertUnavailableError
-from remoe.expert_call import ExpertCall
+from remoe.expert_call import MAX_BODY_BYTES, ExpertCall
 from remoe.experts import Partition
+from remoe.kernel.interface import open_kernel
 from remoe.kernel.native_library import NativePool
 
 LAYERS, EXPERTS, HIDDEN, VOCABULARY = 3, 4, 32, 96
@@ -48,42 +48,35 @@ def build_tiny_checkpoint(target: Path, *, seed: int = 0, vocabulary: int = VOCA
     return target
 
 
-class InProcessTransport:
-    """The expert function's own arithmetic, without the network between.
+class InProcessTransport(in_process_transport.InProcessTransport):
+    """Keeps the calls, and can do what functions do wrong.
 
-    `refuse` names layers whose calls fail, as if their function were lost.
+    `refuse` names layers whose calls fail, as if their function were lost; `replica_count` is how
+    many replicas each function seems to have.
     """
 
     def __init__(self, model_dir: Path) -> None:
         checkpoint = Checkpoint.open(model_dir)
-        self._computer = ExpertComputer(checkpoint, first_layer=0, last_layer=checkpoint.layers - 1)
+        super().__init__(open_kernel(checkpoint.expert, activation=checkpoint.activation))
         self.calls: list[ExpertCall] = []
+        self.deadlines_s: list[float | None] = []
         self.refuse: set[int] = set()
+        self.replica_count = 1
 
-    def send(self, call: ExpertCall) -> PendingReply:
+    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
         self.calls.append(call)
-        return _Computed(self._computer, call, refused=call.layer in self.refuse)
+        self.deadlines_s.append(deadline_s)
+        if call.layer in self.refuse:
+            return _Lost()
+        return super().send(call)
 
-    def close(self) -> None:
-        self.calls.clear()
+    def replicas(self, layer: int) -> int:
+        return self.replica_count
 
 
-@dataclass(frozen=True)
-class _Computed:
-    computer: ExpertComputer
-    call: ExpertCall
-    refused: bool
-
+class _Lost:
     def result(self) -> RemoteResult:
-        if self.refused:
-            raise ExpertUnavailableError("lost, as the test wants")
-        return RemoteResult(
-            partial=self.computer.compute(self.call).tobytes(),
-            busy_s=0.25,
-            cold_start_s=0.0,
-            retries=0,
-            bytes_moved=len(self.call.hidden),
-        )
+        raise ExpertUnavailableError("lost, as the test wants")
 
 
 def reference(model_dir: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -104,6 +97,7 @@ def split(
     meter: StepMeter | None = None,
     dtype: torch.dtype = torch.float32,
     pool: NativePool | None = None,
+    payload_limit_bytes: int = MAX_BODY_BYTES,
 ) -> PreTrainedModel:
     return load_split_model(
         model_dir,
@@ -114,4 +108,5 @@ def split(
         function_memory_gb=dict.fromkeys(range(LAYERS), 0.5),
         meter=meter or new_meter(),
         pool=pool,
+        payload_limit_bytes=payload_limit_bytes,
     )

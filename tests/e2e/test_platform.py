@@ -130,7 +130,9 @@ def test_killed_experts_change_no_answer_and_are_counted(platform: Platform) -> 
         text += chunk.choices[0].text
         receipt = (chunk.model_extra or {}).get("x_remoe") or receipt
     assert text == expected
-    assert receipt["remote_retries"] + receipt["local_fallbacks"] > 0
+    # Killed during a call, or between two: then the next call finds nobody and waits for a start.
+    counts = ("remote_retries", "remote_hedges", "local_fallbacks")
+    assert sum(receipt[name] for name in counts) or receipt["cold_start"]["experts_ms"] > 0
     assert sum(function["crashes"] for function in platform.experts()) > 0
     assert "was killed by SIGKILL" in platform.output()
 

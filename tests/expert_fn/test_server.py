@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, MAX_BODY_BYTES, PATH, ExpertFailure, ExpertReply
-from remoe.lifecycle import READY_FOR_HEADER
+from remoe.lifecycle import REPLICA_HEADER
 from tests.calls import expert_call
 from tests.processes import ExpertProcess
 from tests.tiny_model import HIDDEN, LAYERS
@@ -46,7 +49,7 @@ def post(
 ) -> tuple[int, bytes]:
     connection.request("POST", path, body, {"Content-Type": CONTENT_TYPE})
     with connection.getresponse() as response:
-        assert response.getheader(READY_FOR_HEADER) is not None
+        assert response.getheader(REPLICA_HEADER) is not None
         return response.status, response.read()
 
 
@@ -128,3 +131,76 @@ def test_sigterm_exits_cleanly_and_the_address_holds_the_next_call(
         with late.getresponse() as response:
             assert response.status == 200
         late.close()
+
+
+def test_a_reply_names_its_replica(connection: http.client.HTTPConnection) -> None:
+    names = set()
+    for path in ("/readyz", "/elsewhere", "/readyz"):
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            names.add(response.getheader(REPLICA_HEADER))
+            response.read()
+    assert len(names) == 1
+
+
+def test_who_does_not_read_its_answers_holds_up_nobody(
+    function: ExpertProcess, connection: http.client.HTTPConnection, tiny_model_dir: Path
+) -> None:
+    hidden = np.ones((4000, HIDDEN), np.float32)  # half a megabyte each way
+    digest = Checkpoint.open(tiny_model_dir).digest
+    body = msgspec.msgpack.encode(expert_call(digest, hidden, {1: [(0, 1.0)]}))
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", function.port), timeout=10) as deaf:
+        deaf.setblocking(False)
+        sent, request = 0, (head + body) * 40
+        with contextlib.suppress(BlockingIOError):
+            while sent < len(request):
+                sent += deaf.send(request[sent:])
+        assert post(connection, call_body(tiny_model_dir))[0] == 200
+        deaf.setblocking(True)  # all of it is still to be had, in order
+        deaf.settimeout(20)
+        sender = threading.Thread(target=deaf.sendall, args=(request[sent:],))
+        sender.start()
+        got = 0
+        with deaf.makefile("rb") as answers:
+            for _ in range(40):
+                assert answers.readline().split()[1] == b"200"
+                length = 0
+                while (line := answers.readline()) != b"\r\n":
+                    if line.startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                got += len(answers.read(length))
+        sender.join(timeout=5)
+        assert got > 40 * hidden.nbytes
+
+
+def test_sigterm_waits_for_a_call_that_is_still_arriving(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    body = call_body(tiny_model_dir)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with ExpertProcess(tiny_model_dir, tmp_path, last_layer=0) as function:
+        with socket.create_connection(("127.0.0.1", function.port), timeout=20) as client:
+            client.sendall(head + body)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            client.sendall(head + body[:10])
+            function.process.terminate()
+            with pytest.raises(subprocess.TimeoutExpired):
+                function.process.wait(timeout=0.3)
+            client.sendall(body[10:])
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            assert client.recv(65536) == b""
+        assert function.process.wait(timeout=5) == 0
+
+
+def test_an_upgrade_is_not_followed(function: ExpertProcess) -> None:
+    with socket.create_connection(("127.0.0.1", function.port), timeout=10) as client:
+        client.sendall(
+            b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1")
+    with socket.create_connection(("127.0.0.1", function.port), timeout=10) as client:
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+        assert b"connection: close" in answer
+        assert answer.endswith(b"ok\n")

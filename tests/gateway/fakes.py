@@ -67,6 +67,7 @@ def stats(request: GenerateRequest, tokens: int) -> GenerationStats:
             remote_bytes=1000,
             remote_cold_start_s=0.125,
             remote_retries=1,
+            remote_hedges=2,
             local_fallbacks=2,
         ),
         prefill_counts=[[len(request.prompt_tokens), 0]],

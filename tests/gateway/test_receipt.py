@@ -55,7 +55,7 @@ def test_a_warm_request(stack: Stack, http: httpx.Client) -> None:
         "remote_calls": 3,
         "remote_bytes": 1000,
         "remote_retries": 1,
-        "remote_hedges": 0,
+        "remote_hedges": 2,
         "local_fallbacks": 2,
         # The fake routes the prompt to the local expert and the answer to the remote one.
         "hit_rate": pytest.approx(prompt / (prompt + tokens), abs=1e-6),

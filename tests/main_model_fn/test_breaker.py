@@ -33,3 +33,17 @@ def test_a_success_closes_it_and_forgets() -> None:
     breaker.failed()
     clock.now += 1.01
     assert breaker.allows
+
+
+def test_calls_that_left_together_fail_as_one() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(clock, cooldown_s=1.0)
+    for _ in range(5):
+        breaker.failed()
+    allowed = []
+    for waited in (1.01, 1.01, 1.0):
+        clock.now += waited
+        allowed.append(breaker.allows)
+        if len(allowed) == 1:
+            breaker.failed()  # the second time it is patient for twice as long
+    assert allowed == [True, False, True]

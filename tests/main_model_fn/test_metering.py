@@ -34,7 +34,7 @@ def test_requests_together_are_billed_what_was_used(
         meter.begin_step(spans, now)
         meter.record_routes(1, rng.integers(0, 4, (sum(rows), 2)))
         routes += 2 * sum(rows)
-        result = RemoteResult(b"", busy_s, cold_start_s=0.0, retries=0, bytes_moved=1000)
+        result = RemoteResult(b"", busy_s, cold_start_s=0.0, retries=0, hedges=0, bytes_moved=1000)
         meter.record_call(np.arange(sum(rows)), result, memory_gb=0.5)
         now += seconds
         meter.end_step(now)
@@ -52,12 +52,12 @@ def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None
     meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=True)
     first, second, third = meter.open(), meter.open(), meter.open()
     meter.begin_step([Span(first, 2), Span(second, 1)], 0.0)
-    result = RemoteResult(b"", 0.1, cold_start_s=0.4, retries=1, bytes_moved=30)
+    result = RemoteResult(b"", 0.1, cold_start_s=0.4, retries=1, hedges=1, bytes_moved=30)
     meter.record_call(np.array([0, 2]), result, memory_gb=1.0)
     meter.end_step(1.0)
     assert first.ledger.remote_cold_start_s == second.ledger.remote_cold_start_s == 0.4
     assert (first.ledger.remote_rows, second.ledger.remote_rows) == (1, 1)
-    assert first.ledger.remote_retries == 1
+    assert (first.ledger.remote_retries, second.ledger.remote_hedges) == (1, 1)
     assert first.ledger.main_gpu_gb_s == pytest.approx(0.5)
     assert third.ledger.remote_calls == 0
 

@@ -1,0 +1,180 @@
+"""One kept-alive HTTP/1.1 connection that never blocks its caller; httptools reads the replies."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Self
+
+import httptools
+
+from remoe.lifecycle import REPLICA_HEADER
+
+__all__ = ["BROKEN", "BrokenReplyError", "HttpAddress", "HttpConnection", "HttpReply", "wait_for"]
+
+_REPLICA_HEADER = REPLICA_HEADER.encode()
+
+
+class BrokenReplyError(Exception):
+    """What came is not the reply to what was sent."""
+
+
+# What shows that a connection is of no more use.
+BROKEN = (OSError, BrokenReplyError, httptools.HttpParserError, httptools.HttpParserUpgrade)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAddress:
+    host: str
+    port: int
+
+    def request(self, method: str, path: str, content_type: str | None = None) -> bytes:
+        """The head of a request, but for its Content-Length."""
+        kind = f"Content-Type: {content_type}\r\n" if content_type else ""
+        return f"{method} {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{kind}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    status: int
+    body: bytes
+
+
+class HttpConnection:
+    """Sends one request at a time and takes its reply as it comes, `buffer` by `buffer`.
+
+    `replica` names who answered last, empty before the first reply. Methods raise one of `BROKEN`
+    when the connection is lost, or says what no reply says; it must then be closed.
+    httptools calls the `on_*` methods.
+    """
+
+    def __init__(self, sock: socket.socket, buffer: memoryview, body_limit_bytes: int) -> None:
+        self._socket = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._parser = httptools.HttpResponseParser(self)
+        self._limit_bytes = body_limit_bytes
+        self._buffer = buffer
+        self._unsent = memoryview(b"")
+        self._waiting = False
+        self._status = 0
+        self._chunks: list[bytes] = []
+        self._body_bytes = 0
+        self._reply: HttpReply | None = None
+        self.keep_alive = True
+        self.replica = ""
+
+    @classmethod
+    def open(cls, address: HttpAddress, buffer: memoryview, body_limit_bytes: int) -> Self:
+        """Begin to connect, without waiting until that is done; raises OSError."""
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(where)
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock, buffer, body_limit_bytes)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def sending(self) -> bool:
+        """Whether part of the request has not left."""
+        return bool(self._unsent)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is idle and alive: nothing to read, which could only be its end."""
+        return self.keep_alive and not self._waiting and not self.readable(0)
+
+    def readable(self, timeout_ms: float) -> bool:
+        """Whether anything has come, or comes within the time."""
+        return bool(self._poll.poll(timeout_ms))
+
+    def send(self, head: bytes, body: bytes = b"") -> None:
+        """Send a request made by `HttpAddress.request`, or as much of it as there is room for."""
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+        self._waiting = True
+        self._reply = None
+        try:
+            # Together: as two packets, the second would wait until the first is acknowledged.
+            sent = self._socket.sendmsg([head, body])
+        except BlockingIOError:
+            sent = 0
+        if sent < len(head) + len(body):
+            self._unsent = memoryview(head + body)[sent:]
+
+    def flush(self) -> bool:
+        """Send what there is room for of what has not left; whether that was anything."""
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return False
+        self._unsent = self._unsent[sent:]
+        return sent > 0
+
+    def advance(self) -> HttpReply | None:
+        """Send and take what can be sent and taken now; the reply, once it is whole."""
+        if self._unsent:
+            self.flush()
+        with contextlib.suppress(BlockingIOError):
+            size = self._socket.recv_into(self._buffer)
+            if not size:
+                raise ConnectionResetError("the connection ended before the reply")
+            self._parser.feed_data(self._buffer[:size])
+        if self._reply is not None and self._unsent:
+            self.keep_alive = False  # answered before it had read all: out of step from now on
+        return self._reply
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def on_message_begin(self) -> None:
+        if not self._waiting:
+            raise BrokenReplyError("a reply that nothing asked for")
+        self._chunks = []
+        self._body_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name == _REPLICA_HEADER or name.lower() == _REPLICA_HEADER:
+            self.replica = value.decode("latin-1")
+
+    def on_body(self, chunk: bytes) -> None:
+        self._body_bytes += len(chunk)
+        if self._body_bytes > self._limit_bytes:
+            raise BrokenReplyError(f"a reply of over {self._limit_bytes} bytes")
+        self._chunks.append(chunk)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < HTTPStatus.OK:
+            return  # "100 Continue" and its like come before the reply
+        self._waiting = False
+        self.keep_alive = self._parser.should_keep_alive()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._reply = HttpReply(status, body)
+
+
+def wait_for(connections: Sequence[HttpConnection], timeout_s: float) -> list[HttpConnection]:
+    """Those on which something can be done, after at most `timeout_s`."""
+    timeout_ms = max(0.0, timeout_s) * 1e3
+    if len(connections) == 1 and not connections[0].sending:
+        return [*connections] if connections[0].readable(timeout_ms) else []
+    poll = select.poll()
+    by_fd = {}
+    for connection in connections:
+        events = select.POLLIN | select.POLLOUT if connection.sending else select.POLLIN
+        by_fd[connection.fileno()] = connection
+        poll.register(connection, events)
+    return [by_fd[fd] for fd, _ in poll.poll(timeout_ms)]
