@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from knative.policy import AUTOSCALING
 from knative.spec import MAX_NAME_LENGTH, FunctionSpec
 from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
+from remoe.kernel.native import LIBRARY
 from remoe.topology import ExpertEndpoint, Topology
 
 __all__ = ["Deployment", "DeploymentOptions", "default_deployment", "model_name"]
@@ -168,10 +168,7 @@ def _expert_cpu(options: DeploymentOptions) -> int:
 
 def _expert_expansion() -> int:
     """Compiled experts compute on the mapped weights; numpy, where none could be, widens them."""
-    package = importlib.util.find_spec("expert_fn")
-    folders = (package.submodule_search_locations if package else None) or []
-    compiled = any(path for folder in folders for path in Path(folder, "native").glob("*.so"))
-    return 1 if compiled else _WIDENING
+    return 1 if LIBRARY.exists() else _WIDENING
 
 
 def _main(
