@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from main_model_fn.config import MainSettings
 from remoe.checkpoint import Checkpoint
 from remoe.cli.model import built_model
 from remoe.experts import Partition
@@ -93,7 +94,7 @@ def measure(share: float, model_dir: Path, args: argparse.Namespace) -> None:
     resident = checkpoint.expert_count - partition.remote_count
     experts = resident * checkpoint.expert_size_bytes
     dense = checkpoint.non_expert_size_bytes
-    cached = args.tokens * checkpoint.kv_bytes_per_token
+    cached = MainSettings.model_fields["kv_tokens"].default * checkpoint.kv_bytes_per_token
     rest = own + mapped - experts - dense - cached
     cells = [experts, dense, cached, own, mapped, own + mapped, rest]
     print(f"| {share:.0%} | {resident} | " + " | ".join(f"{c / _MIB:,.0f}" for c in cells) + " |")
@@ -108,9 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     model_dir = args.model_dir or built_model()
     print("MiB of the main function, by formula and as the system counts it\n")
-    print(
-        "| remote | experts here | their weights | dense | cache used | own | mapped | all | rest |"
-    )
+    print("| remote | experts here | their weights | dense | cache | own | mapped | all | rest |")
     print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for share in args.shares:
         measure(share, model_dir, args)

@@ -246,13 +246,16 @@ def _always_on() -> dict[str, str]:
 
 
 def model_name(model_dir: Path) -> str:
-    """The builder's name for the model, or the folder's."""
+    """The builder's name for the model, the hub's of a downloaded one, or the folder's."""
     manifest = model_dir / "remoe.json"
     if manifest.exists():
         name = msgspec.json.decode(manifest.read_bytes()).get("name")
         if isinstance(name, str) and name:
             return name
-    return model_dir.absolute().name
+    folder = model_dir.absolute()
+    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def _named(model: str, part: str) -> str:

@@ -33,12 +33,16 @@ def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None
             "with CUDA_VISIBLE_DEVICES="
         )
     try:
-        return NativePool(threads=settings.threads or _available_threads(), spins=_SPINS)
+        pool = NativePool(threads=settings.threads or _available_threads(), spins=_SPINS)
     except KernelUnavailableError as error:
         if settings.kernel == "native":
             raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error
         _log.warning("native_kernel_unavailable", error=str(error), consequence="torch computes")
         return None
+    # What is left to torch is small: its own threads would only keep the kernel's from theirs
+    # (two processors, eight streams: 80 tokens/s instead of 71).
+    torch.set_num_threads(1)
+    return pool
 
 
 def _available_threads() -> int:

@@ -16,9 +16,9 @@ __all__ = ["up"]
 def up(
     *,
     model_dir: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A model folder in Hugging Face format.",
+            help="A model folder in Hugging Face format, or a hub id (owner/name[@revision]).",
             show_default="the default model, built at first use",
         ),
     ] = None,
@@ -105,6 +105,7 @@ def up(
     from knative.local.run_dir import RunDir
     from remoe.cli.foreground import run_foreground
     from remoe.cli.front_door import FrontDoor
+    from remoe.cli.model_folder import model_folder
     from remoe.home import remoe_home
     from remoe.prices import load_prices
 
@@ -127,7 +128,7 @@ def up(
     ).environment()
     if prices is not None:
         load_prices(prices)
-    folder = (model_dir or _built_model()).absolute()
+    folder = model_folder(model_dir) if model_dir else _built_model().absolute()
     deployment = default_deployment(
         DeploymentOptions(
             model_dir=folder,
