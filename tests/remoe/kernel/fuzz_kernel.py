@@ -15,9 +15,11 @@ import numpy as np
 
 from remoe.activation import Activation, ActivationName
 from remoe.kernel.native_kernel import NativeKernel
-from remoe.kernel.native_library import NativePool, native_variants
+from remoe.kernel.native_library import Matrix, NativePool, Norm, native_variants
 from remoe.kernel.projector import Projector, StoredWeights
 from tests.remoe.kernel.kernel_cases import DTYPES, random_case
+from tests.remoe.kernel.test_layers import DTYPES as TORCH_DTYPES
+from tests.remoe.kernel.test_layers import make_step
 
 
 def project(rng: np.random.Generator, variant: str, library: Path) -> None:
@@ -33,6 +35,52 @@ def project(rng: np.random.Generator, variant: str, library: Path) -> None:
     pool.close()
     bias = x[0, :columns] if columns <= width else 0
     np.testing.assert_allclose(output, x @ weights.T + bias, rtol=1e-3, atol=1e-3)
+
+
+def attend(rng: np.random.Generator, variant: str, library: Path) -> None:
+    """Attention writes into the cache and reads it by places: wrong ones would lie beyond it."""
+    requests = int(rng.integers(1, 5))
+    step = make_step(
+        int(rng.integers(2**31)),
+        groups=int(rng.integers(1, 4)),
+        sharing=int(rng.integers(1, 7)),
+        width=2 * int(rng.integers(2, 41)),
+        rotary=int(rng.choice([0, 2, 4])),
+        dtype=list(TORCH_DTYPES)[rng.integers(3)],
+        lengths=[(int(rng.integers(41)), int(rng.integers(1, 7))) for _ in range(requests)],
+    )
+    pool = NativePool(threads=2, variant=variant, library=library)
+    output = step.attend(pool)
+    pool.close()
+    np.testing.assert_allclose(output.double(), step.expected(), rtol=0.02, atol=0.02)
+
+
+def route(rng: np.random.Generator, variant: str, library: Path) -> None:
+    """A router's choices, some of them experts that are elsewhere or nowhere."""
+    rows, experts, top_k = (int(n) for n in rng.integers(1, (140, 6, 4)))
+    case = random_case(rng, hidden=24, inner=int(rng.integers(1, 60)), rows=1, experts=experts)
+    pool = NativePool(threads=2, variant=variant, library=library)
+    held = np.flatnonzero(rng.random(experts) < 0.7).tolist()
+    table = NativeKernel(case.experts.__getitem__, pool).table(0, held, experts=experts, hidden=24)
+    hidden = rng.standard_normal((rows, 24), np.float32)
+    index = rng.integers(-1, experts + 1, (rows, top_k))
+    gate = rng.random((rows, top_k), np.float32)
+    total = np.zeros((rows, 24), np.float32)
+    weight = np.ones(24, np.float32)
+    table.add(
+        total.ctypes.data,
+        Matrix(hidden.ctypes.data, 0),
+        index.ctypes.data,
+        gate.ctypes.data,
+        (rows, top_k),
+    )
+    assert np.isfinite(total).all()
+    elsewhere = ~np.isin(index, held).any(axis=1)
+    assert not total[elsewhere].any()
+    values = Matrix(hidden.ctypes.data, 0)
+    pool.normalize(Norm(rows, 24, values, weight.ctypes.data, 1e-5, total.ctypes.data))
+    pool.close()
+    np.testing.assert_allclose(np.square(total).mean(axis=1), 1, rtol=1e-3)
 
 
 def main() -> None:
@@ -65,6 +113,8 @@ def main() -> None:
         kernel.close()
         np.testing.assert_allclose(got, case.expected(activation), rtol=1e-3, atol=1e-3)
         project(rng, variant, library)
+        attend(rng, variant, library)
+        route(rng, variant, library)
         cases += 1
     sys.stdout.write(f"{cases} cases\n")
 
