@@ -10,7 +10,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 from sqlalchemy import Connection, Engine, update
@@ -35,9 +36,13 @@ class LedgerUnavailableError(UnavailableError):
     code = "ledger_unavailable"
 
 
-class _Row(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Row:
     entry: Entry | KeepAlive
-    written: asyncio.Future[None]
+    written: asyncio.Future[bool]
+    """True when the row is on the disk, False if it was given up."""
+    given_up: bool = False
+    """Nobody will wait for another try, so a failing commit drops the row."""
 
 
 class LedgerWriter:
@@ -110,13 +115,12 @@ class LedgerWriter:
         done, _ = await asyncio.wait((row.written,), timeout=self._patience_s)
         if done or self._on_failure == "serve":
             return
-        if self._forget(row):
+        if self._forget(row) or not await row.written:
             raise LedgerUnavailableError(
                 "The request could not be written to the ledger, so it was given up and costs "
                 "nothing. Try again later.",
                 retry_after_s=30,
             )
-        await row.written  # its commit is under way and will say
 
     async def close(self) -> None:
         """Write what waits, as far as that works now, and end the thread."""
@@ -127,8 +131,9 @@ class LedgerWriter:
         self._engine.dispose()
 
     def _forget(self, row: _Row) -> bool:
-        """Take a row back; False if it is just being written."""
+        """Take a row back; False if it is just being written, and `written` will say how it went."""
         with self._changed:
+            row.given_up = True
             before = len(self._waiting)
             self._waiting = [kept for kept in self._waiting if kept is not row]
             return len(self._waiting) < before
@@ -153,7 +158,7 @@ class LedgerWriter:
             else:
                 self._committed_at = self._clock()
                 self._worked()
-                self._tell(rows)
+                self._tell(rows, written=True)
         if connection is not None:
             connection.close()
 
@@ -182,11 +187,13 @@ class LedgerWriter:
             self._failing_since = self._clock()
             _log.error("ledger_failing", reason=reason, on_failure=self._on_failure)
         with self._changed:
-            self._waiting = [*rows, *self._waiting]
+            given_up = [row for row in rows if row.given_up]
+            self._waiting = [*(row for row in rows if not row.given_up), *self._waiting]
             if self._closing:
                 self.lost += len(self._waiting)
                 self._waiting = []
                 _log.error("ledger_rows_lost", rows=self.lost, reason=reason)
+        self._tell(given_up, written=False)
 
     def _worked(self) -> None:
         if self._failing_since is not None:
@@ -194,12 +201,12 @@ class LedgerWriter:
             _log.warning("ledger_works_again", after_s=after_s)
             self._failing_since = None
 
-    def _tell(self, rows: Sequence[_Row]) -> None:
+    def _tell(self, rows: Sequence[_Row], *, written: bool) -> None:
         def tell() -> None:
             for row in rows:
                 if not row.written.done():
-                    row.written.set_result(None)
+                    row.written.set_result(written)
 
         # One wake-up of the loop for the whole group. It may have ended meanwhile.
-        if not self._loop.is_closed():
+        if rows and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(tell)

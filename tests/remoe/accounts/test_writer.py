@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_a_full_disk_refuses_and_forgets(sqlite: Engine) -> None:
     asyncio.run(run())
     # What was not acknowledged is not billed.
     assert make_bill(sqlite, by="day").total.requests == 2
+
+
+def test_a_row_given_up_while_its_commit_fails_is_not_tried_again(sqlite: Engine) -> None:
+    """Its patience ends while the disk is being asked; the answer is then no, and final."""
+
+    async def run() -> None:
+        patience_over = threading.Event()
+        writer = LedgerWriter(sqlite, patience_s=0.05, retry_s=0.02)
+        with full_disk(sqlite):
+            event.listen(sqlite, "begin", lambda _: patience_over.wait(10))
+            asyncio.get_running_loop().call_later(0.3, patience_over.set)
+            with pytest.raises(LedgerUnavailableError, match="costs nothing"):
+                async with asyncio.timeout(5):
+                    await writer.record(entry("unlucky", **padded("x")))
+        await writer.close()
+
+    asyncio.run(run())
+    assert make_bill(sqlite, by="day").total.requests == 0
 
 
 def test_a_full_disk_can_be_served_through(sqlite: Engine) -> None:
