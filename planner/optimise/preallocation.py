@@ -15,7 +15,7 @@ import numpy as np
 
 from planner.optimise.bounds import worst_load
 from planner.optimise.system import System
-from planner.optimise.whole_plan import Limits
+from planner.optimise.pricing import Limits
 
 __all__ = ["Preallocation", "WorstCase", "preallocate", "worst_case"]
 
