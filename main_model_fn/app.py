@@ -170,8 +170,16 @@ async def _deployment(request: Request) -> Response:
 
 @_router.put("/v1/deployment")
 async def _change_deployment(request: Request) -> Response:
-    """Attach and detach experts until the partition is the given one; streams go on."""
+    """Attach and detach experts until the partition is the given one; streams go on.
+
+    With `If-Match`, a plan's id in quotes, only if that plan's partition is the running one.
+    """
     partition: LivePartition = request.app.state.partition
+    running = partition.deployment.plan_id
+    if request.headers.get("if-match", f'"{running}"') != f'"{running}"':
+        return Response(
+            f"the running plan is {running}\n", status_code=412, media_type="text/plain"
+        )
     try:
         wanted = _deployment_decoder.decode(await request.body())
     except msgspec.DecodeError as error:

@@ -67,8 +67,8 @@ class LivePartition:
     def change(self, deployment: Deployment) -> PartitionChange:
         """Run `deployment` from now on; raises CheckpointError if it is another model's.
 
-        New experts are in memory before old ones go, so for a moment both are. Takes as long as
-        reading the new ones; streams go on meanwhile.
+        In each layer new experts are in memory before old ones go, so for a moment both are.
+        Takes as long as reading the new ones; streams go on meanwhile.
         """
         if deployment.model_digest != self._checkpoint.digest:
             raise CheckpointError(
@@ -82,7 +82,6 @@ class LivePartition:
             for layer, split in self._layers.items():
                 attached += len(wanted[layer] - split.local.residents.experts)
                 split.local.attach(wanted[layer])
-            for layer, split in self._layers.items():
                 unwanted = split.local.residents.experts - wanted[layer]
                 detached += len(unwanted)
                 split.local.detach(unwanted)

@@ -26,7 +26,11 @@ def main() -> None:
     configure_logging("planner", settings.log_level)
     faiss.omp_set_num_threads(1)
     try:
-        app = create_app(Planner.load(settings))
+        app = create_app(
+            Planner.load(settings),
+            main_url=settings.load_topology().main_url,
+            adapt_every_s=settings.adapt_every_s,
+        )
         with tracing("planner"):
             serve_asgi(TraceRequests(app), log_level=settings.log_level)
     except RemoeError as error:

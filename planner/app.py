@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
 
 import anyio
@@ -11,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
+from planner.adaptation import Adapter, put_deployment
 from planner.epoch import EpochReview
 from planner.openapi import describe, described
 from planner.planning import HistoryStats, Noted, Planner
@@ -52,12 +55,44 @@ class _Worker:
         finally:
             self._fitting = False
 
+    def adapter(self, main_url: str) -> Adapter:
+        return Adapter(
+            review=lambda: self.run(self.planner.review),
+            running=lambda: self.planner.deployment,
+            put=lambda deployment, instead_of: put_deployment(main_url, deployment, instead_of),
+            adapted=lambda deployment, instead_of: self.run(
+                lambda: self.planner.adapted(deployment, instead_of)
+            ),
+        )
 
-def create_app(planner: Planner) -> FastAPI:
-    """The service. It is ready as soon as it runs: the planner has been loaded before."""
-    app = FastAPI(title="Remoe planner", version=__version__, docs_url=None, redoc_url=None)
+
+def create_app(
+    planner: Planner, *, main_url: str | None = None, adapt_every_s: float = 0.0
+) -> FastAPI:
+    """The service. It is ready as soon as it runs: the planner has been loaded before.
+
+    Every `adapt_every_s`, unless 0, the main function's partition is changed if that pays.
+    """
+    worker = _Worker(planner)
+
+    @asynccontextmanager
+    async def adapting(_: FastAPI) -> AsyncIterator[None]:
+        task = None
+        if main_url is not None and adapt_every_s > 0:
+            task = asyncio.create_task(worker.adapter(main_url).forever(adapt_every_s))
+        yield
+        if task is not None:
+            task.cancel()
+
+    app = FastAPI(
+        title="Remoe planner",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=adapting,
+    )
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    app.state.worker = _Worker(planner)
+    app.state.worker = worker
     add_error_handlers(app)
     app.include_router(_router)
     return app

@@ -80,6 +80,10 @@ class PlannerSettings(ServiceSettings):
     epoch_window_s: float = Field(900.0, gt=0)
     """How far back the demand reaches that epoch plans are made for."""
 
+    adapt_every_s: float = Field(60.0, ge=0)
+    """How often the running partition is reviewed, and changed if that pays within the main
+    function's memory; 0 for never. Takes a hardware profile."""
+
     neighbours: int = Field(15, ge=1, le=1000)
     """alpha: how many similar prompts a prediction rests on."""
 

@@ -58,6 +58,11 @@ class Deployments:
         self.current = self._unclaimed.pop().deployment if self._unclaimed else epoch()
         return self.current
 
+    def replace(self, deployment: Deployment, instead_of: str) -> None:
+        """Note that the main function now runs `deployment`, if `instead_of` is what it ran."""
+        if self.current is not None and self.current.plan_id == instead_of:
+            self.current = deployment
+
     def release(self, plan_id: str | None = None) -> bool:
         """Forget the deployment, if it is the one named or none is; says whether one was."""
         if self.current is None or plan_id not in {None, self.current.plan_id}:

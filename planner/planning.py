@@ -15,9 +15,10 @@ import structlog
 from planner.accuracy import Accuracy
 from planner.calibration import Calibration, Drift
 from planner.config import PlannerSettings
-from planner.deployments import EPOCH, Deployments
+from planner.deployments import Deployments
 from planner.embedding import Embedder
-from planner.epoch import DemandWindow, EpochReview, decide, newly_local
+from planner.epoch import DemandWindow, EpochReview
+from planner.epoch_plans import EpochPlans
 from planner.explaining import PlanRecord, diff, explain
 from planner.forecast import Workload, decode_tokens
 from planner.history import History
@@ -25,7 +26,7 @@ from planner.identifiers import Clock, PlanIds
 from planner.measurements import FinishedRequest, Learner, Measurements
 from planner.memory import MemoryRule
 from planner.model import ModelFacts
-from planner.plan_making import Decisions, FixedRatio, Optimising, PlanMaker, Question
+from planner.plan_making import FixedRatio, Optimising, PlanMaker
 from planner.prediction import ActivationPredictor, Prompt
 from planner.predictors import open_embedder, open_history, open_predictor
 from planner.recent_plans import RecentPlans
@@ -35,7 +36,7 @@ from planner.validation import check_observation, check_plan_request
 from planner.what_if import WhatIf, WhatIfs
 from remoe.activation_totals import ActivationTotals
 from remoe.checkpoint import Checkpoint
-from remoe.experts import ActivationProfile, Partition
+from remoe.experts import ActivationProfile
 from remoe.hardware import HardwareProfile
 from remoe.plan import Deployment, Observation, Plan, PlanRequest
 from remoe.planning_messages import Explanation, PlanDiff, PlanDiffRequest, PreviewRequest
@@ -132,6 +133,20 @@ class Planner:
         self._routes = RouteTotals(model.layers, model.experts)
         self._deployments = Deployments(window_s=settings.claim_window_s, clock=clock)
         self._ids = PlanIds(clock)
+        self._epochs = EpochPlans(
+            model=model,
+            maker=self._maker,
+            what_ifs=self._what_ifs,
+            window=self._window,
+            history=history,
+            learner=self._learner,
+            calibration=self._calibration,
+            prices=self._prices,
+            hardware=hardware,
+            most_main_gb=topology.main_memory_gb,
+            ids=self._ids,
+            clock=clock,
+        )
         if settings.remote_ratio > 0:
             for layer in model.moe_layers:
                 topology.expert_for(layer)
@@ -256,7 +271,7 @@ class Planner:
 
     def claim(self) -> Deployment:
         """Give a starting main function what it is to load."""
-        deployment = self._deployments.claim(self._epoch)
+        deployment = self._deployments.claim(self._epochs.make)
         _log.info(
             "deployment_claimed",
             plan_id=deployment.plan_id,
@@ -266,72 +281,13 @@ class Planner:
         )
         return deployment
 
-    def _epoch(self) -> Deployment:
-        """Plan for the whole demand: any prompt, up to the context's length."""
-        self._calibration.renew()
-        return self._epoch_of(self._maker.decide(self._demand_question()))
-
-    def _epoch_of(self, made: Decisions) -> Deployment:
-        return Deployment(
-            plan_id=self._ids.make("epoch"),
-            model_digest=self._model.digest,
-            partition=made.partition,
-            main_memory_gb=made.main_memory_gb,
-            origin=EPOCH,
-        )
-
-    def _demand_question(self, partition: Partition | None = None) -> Question:
-        """The window's mean request or, without one, the history's."""
-        measured = self._learner.measured
-        recent = self._window.demand(self._clock.monotonic())
-        if recent is None:
-            profiles = self.history.mean_profiles()
-            read = max(1, round(self.history.mean_prompt_tokens))
-            workload = Workload(read, decode_tokens(None, measured))
-        else:
-            profiles, workload, _ = recent
-        return self._what_ifs.usual.question(
-            profiles=profiles,
-            workload=workload,
-            longest_tokens=self._model.context_length,
-            slo=None,
-            measured=measured,
-            drift=self._calibration.drift,
-            asleep=False,
-            partition=partition,
-            main_memory_gb=None,
-        )
-
     def review(self) -> EpochReview:
         """Say whether the running partition should change, and to what (hysteresis)."""
-        deployed = self._deployments.current
-        if deployed is None:
-            return EpochReview(change=False, why="The main function is not running.")
-        recent = self._window.demand(self._clock.monotonic())
-        if recent is None:
-            return EpochReview(change=False, why="No request has finished within the window.")
-        current = self._maker.decide(self._demand_question(deployed.partition))
-        candidate = self._maker.decide(self._demand_question())
-        if candidate.partition == deployed.partition:
-            return EpochReview(change=False, why="The best partition is the running one.")
-        if self._hardware is None or current.cost_usd is None or candidate.cost_usd is None:
-            return EpochReview(
-                change=False,
-                why="Without a hardware profile nothing says what a change saves and costs; "
-                "`remoe profile hardware` makes one.",
-            )
-        read = newly_local(deployed.partition, candidate.partition)
-        read_s = read * self._model.expert_size_bytes / self._hardware.read_bytes_per_s
-        unit_usd = self._prices.cpu_usd_per_gb_s
-        if self._hardware.main_on_gpu:
-            unit_usd = self._prices.gpu_usd_per_gb_s or unit_usd
-        return decide(
-            current_usd=current.cost_usd,
-            candidate_usd=candidate.cost_usd,
-            requests=recent[2],
-            change_usd=read_s * candidate.main_memory_gb * unit_usd,
-            candidate=self._epoch_of(candidate),
-        )
+        return self._epochs.review(self._deployments.current)
+
+    def adapted(self, deployment: Deployment, instead_of: str) -> None:
+        """Note that the running main function has changed to `deployment`."""
+        self._deployments.replace(deployment, instead_of)
 
     def release(self, plan_id: str | None = None) -> None:
         """Note that the main function stops; naming the deployment spares a successor's."""

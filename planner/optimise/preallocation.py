@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.optimise.bounds import worst_load
-from planner.optimise.system import System
 from planner.optimise.pricing import Limits
+from planner.optimise.system import System
 
 __all__ = ["Preallocation", "WorstCase", "preallocate", "worst_case"]
 

@@ -6,11 +6,15 @@ import asyncio
 import threading
 from pathlib import Path
 
+import httpx
+import msgspec
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
 from transformers import PreTrainedModel
 
+from main_model_fn import app as main_app
 from main_model_fn.engine import Engine
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.live_partition import LivePartition
@@ -158,3 +162,32 @@ def test_detached_memory_returns_to_the_system(
     live.change(deployment_of(checkpoint, nothing_remote.remote))
     assert _resident_bytes() - half > 0.9 * detached_bytes
     assert torch.equal(model(tokens).logits, expected)
+
+
+def test_over_http_only_the_plan_that_is_meant_is_replaced(
+    tiny_model_dir: Path, pool: NativePool
+) -> None:
+    checkpoint, meter = Checkpoint.open(tiny_model_dir), new_meter()
+    model = split(
+        tiny_model_dir, NOTHING_REMOTE, InProcessTransport(tiny_model_dir), meter, pool=pool
+    )
+    app = FastAPI()
+    app.include_router(main_app._router)
+    running = deployment_of(checkpoint, NOTHING_REMOTE, "plan-running")
+    app.state.partition = LivePartition(model, checkpoint, running, meter)
+    app.state.engine = Engine(model, meter, limits=LIMITS, deployment_plan_id=running.plan_id)
+    wanted = deployment_of(checkpoint, ((1, 2),) * LAYERS, "plan-wanted")
+
+    async def put(instead_of: str | None) -> int:
+        transport = httpx.ASGITransport(app)
+        headers = {} if instead_of is None else {"If-Match": f'"{instead_of}"'}
+        async with httpx.AsyncClient(transport=transport, base_url="http://main") as client:
+            body = msgspec.json.encode(wanted)
+            return (await client.put("/v1/deployment", content=body, headers=headers)).status_code
+
+    assert asyncio.run(put("plan-gone")) == 412
+    assert app.state.partition.deployment is running
+    assert asyncio.run(put("plan-running")) == 200
+    assert app.state.partition.deployment == wanted
+    assert app.state.engine.deployment_plan_id == "plan-wanted"
+    assert asyncio.run(put(None)) == 200

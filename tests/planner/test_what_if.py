@@ -217,7 +217,8 @@ def test_an_epoch_changes_only_when_that_pays(world: World) -> None:
     assert review.candidate is not None
     assert not set(review.candidate.partition.remote[0]) & set(remote)
     # Where reading experts is dear, the same saving does not pay.
-    planner._hardware = msgspec.structs.replace(planner._hardware, read_bytes_per_s=1.0)  # type: ignore[type-var]
+    epochs = planner._epochs
+    epochs._hardware = msgspec.structs.replace(epochs._hardware, read_bytes_per_s=1.0)  # type: ignore[type-var]
     assert not planner.review().change
     # And what fell out of the window counts no more.
     world.clock.now += planner._settings.epoch_window_s + 1

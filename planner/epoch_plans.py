@@ -1,0 +1,126 @@
+"""Plans for the demand of a sliding window: what a main function loads that no request woke, and
+whether a running one should change (with hysteresis)."""
+
+from __future__ import annotations
+
+from planner.calibration import Calibration
+from planner.deployments import EPOCH
+from planner.epoch import DemandWindow, EpochReview, decide, newly_local
+from planner.forecast import Workload, decode_tokens
+from planner.history import History
+from planner.identifiers import Clock, PlanIds
+from planner.measurements import Learner
+from planner.model import ModelFacts
+from planner.plan_making import Decisions, PlanMaker, Question
+from planner.what_if import WhatIfs
+from remoe.experts import Partition
+from remoe.hardware import HardwareProfile
+from remoe.plan import Deployment
+from remoe.prices import PriceBook
+
+__all__ = ["EpochPlans"]
+
+
+class EpochPlans:
+    """Makes and reviews them. `most_main_gb` is the memory a main function may hold."""
+
+    def __init__(
+        self,
+        *,
+        model: ModelFacts,
+        maker: PlanMaker,
+        what_ifs: WhatIfs,
+        window: DemandWindow,
+        history: History,
+        learner: Learner,
+        calibration: Calibration,
+        prices: PriceBook,
+        hardware: HardwareProfile | None,
+        most_main_gb: float,
+        ids: PlanIds,
+        clock: Clock,
+    ) -> None:
+        self._model = model
+        self._maker = maker
+        self._what_ifs = what_ifs
+        self._window = window
+        self._history = history
+        self._learner = learner
+        self._calibration = calibration
+        self._prices = prices
+        self._hardware = hardware
+        self._most_main_gb = most_main_gb
+        self._ids = ids
+        self._clock = clock
+
+    def make(self) -> Deployment:
+        """Plan for the whole demand: any prompt, up to the context's length."""
+        self._calibration.renew()
+        return self._deployment(self._maker.decide(self._question()))
+
+    def review(self, running: Deployment | None) -> EpochReview:
+        """Say whether the running partition should change, and to what."""
+        if running is None:
+            return EpochReview(change=False, why="The main function is not running.")
+        recent = self._window.demand(self._clock.monotonic())
+        if recent is None:
+            return EpochReview(change=False, why="No request has finished within the window.")
+        current = self._maker.decide(self._question(running.partition))
+        candidate = self._maker.decide(self._question())
+        if candidate.partition == running.partition:
+            return EpochReview(change=False, why="The best partition is the running one.")
+        if self._hardware is None or current.cost_usd is None or candidate.cost_usd is None:
+            return EpochReview(
+                change=False,
+                why="Without a hardware profile nothing says what a change saves and costs; "
+                "`remoe profile hardware` makes one.",
+            )
+        if candidate.main_memory_gb > self._most_main_gb:
+            return EpochReview(
+                change=False,
+                why=f"The best partition needs {candidate.main_memory_gb:.2f} GB in the main "
+                f"function, which may hold {self._most_main_gb:.2f} GB.",
+            )
+        read = newly_local(running.partition, candidate.partition)
+        read_s = read * self._model.expert_size_bytes / self._hardware.read_bytes_per_s
+        unit_usd = self._prices.cpu_usd_per_gb_s
+        if self._hardware.main_on_gpu:
+            unit_usd = self._prices.gpu_usd_per_gb_s or unit_usd
+        return decide(
+            current_usd=current.cost_usd,
+            candidate_usd=candidate.cost_usd,
+            requests=recent[2],
+            change_usd=read_s * candidate.main_memory_gb * unit_usd,
+            candidate=self._deployment(candidate),
+        )
+
+    def _deployment(self, made: Decisions) -> Deployment:
+        return Deployment(
+            plan_id=self._ids.make("epoch"),
+            model_digest=self._model.digest,
+            partition=made.partition,
+            main_memory_gb=made.main_memory_gb,
+            origin=EPOCH,
+        )
+
+    def _question(self, partition: Partition | None = None) -> Question:
+        """The window's mean request or, without one, the history's."""
+        measured = self._learner.measured
+        recent = self._window.demand(self._clock.monotonic())
+        if recent is None:
+            profiles = self._history.mean_profiles()
+            read = max(1, round(self._history.mean_prompt_tokens))
+            workload = Workload(read, decode_tokens(None, measured))
+        else:
+            profiles, workload, _ = recent
+        return self._what_ifs.usual.question(
+            profiles=profiles,
+            workload=workload,
+            longest_tokens=self._model.context_length,
+            slo=None,
+            measured=measured,
+            drift=self._calibration.drift,
+            asleep=False,
+            partition=partition,
+            main_memory_gb=None,
+        )
