@@ -16,11 +16,11 @@ __all__ = ["call_chance_by_count", "remote_call_chance"]
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 # Times at which arrivals are followed when one pass serves every partition of a layer: an expert
 # of share s arrives around 1 / s. Zero and infinity are the ends.
+_TIMES = np.concatenate([[0.0], np.geomspace(0.1, 1e3, 30)])
 # The most used experts are followed one by one. Of the many others each is so unlikely that the
 # number of a block of them is a Poisson variable: within 0.005 of the exact chance at 256 experts.
 _ONE_BY_ONE = 48
 _TOGETHER = 16
-_TIMES = np.concatenate([[0.0], np.geomspace(0.1, 1e3, 30)])
 
 
 def remote_call_chance(
@@ -40,16 +40,14 @@ def remote_call_chance(
     # With u uniform, the first remote expert arrives at t = -ln(u) / mass, and a local one of
     # share s by then with the chance 1 - u^(s / mass).
     rates = np.where(remote, 0, shares)[racing] / mass[racing, None]  # [racing, experts]
+    most_local = max(1, int((~remote[racing]).sum(axis=1).max()))  # a remote one never arrives
+    rates = -np.sort(-rates, axis=1)[:, :most_local].T  # [most local experts, racing]
     u = (_POINTS + 1) / 2  # [points]
-    arrived = 1 - u ** rates[..., None]  # [racing, experts, points]
-    chance_of = np.zeros((top_k, *arrived[:, 0].shape))  # [arrivals below k, racing, points]
-    chance_of[0] = 1
-    for expert in range(arrived.shape[1]):
-        came = arrived[:, expert]
-        chance_of[1:] = chance_of[1:] * (1 - came) + chance_of[:-1] * came
-        chance_of[0] *= 1 - came
+    arrivals = _Arrivals(u ** rates[..., None], top_k)
+    arrivals.follow(most_local)
+    fewer = arrivals.fewer_than_k.reshape(len(rates[0]), -1) @ (_WEIGHTS / 2)
     result = bound.copy()
-    result[racing] = np.minimum(bound[racing], chance_of.sum(axis=0) @ (_WEIGHTS / 2))
+    result[racing] = np.minimum(bound[racing], fewer)
     return result
 
 
@@ -66,26 +64,12 @@ def call_chance_by_count(
     mass = np.zeros((layers, experts + 1))
     mass[:, 1:] = ordered[:, ::-1].cumsum(axis=1)  # of the last r, by r
     mass = mass[:, counts].clip(0, 1)  # [layers, counts]
-    # [experts, layers x times], in single precision: the time goes into moving these through.
-    away = np.exp(-ordered.T[..., None] * _TIMES).astype(np.float32).reshape(experts, -1)
-    arrived = 1 - away
-    fewer = np.zeros((top_k, away.shape[1]), np.float32)  # so many arrived, of those below k
-    fewer[0] = 1
-    moved = np.empty((top_k - 1, away.shape[1]), np.float32)
-    still = np.empty((len(counts), away.shape[1]))  # fewer than k local experts by then
+    arrivals = _Arrivals(np.exp(-ordered.T[..., None] * _TIMES), top_k)
+    still = np.empty((len(counts), layers * len(_TIMES)))  # fewer than k local experts by then
     places = {experts - int(count): place for place, count in enumerate(counts)}
-    local = 0
-    for until_local in sorted(places):
-        while local < min(until_local, _ONE_BY_ONE):
-            np.multiply(fewer[:-1], arrived[local], out=moved)
-            fewer *= away[local]
-            fewer[1:] += moved
-            local += 1
-        while local < until_local:
-            block = slice(local, min(local + _TOGETHER, until_local))
-            fewer = _with_many(fewer, arrived[block].sum(axis=0))
-            local = block.stop
-        still[places[until_local]] = fewer.sum(axis=0)
+    for local in sorted(places):
+        arrivals.follow(local)
+        still[places[local]] = arrivals.fewer_than_k
     still = still.reshape(len(counts), layers, -1).swapaxes(0, 1)  # [layers, counts, times]
     # The first remote expert arrives between two times with a chance known exactly.
     until = 1 - np.exp(-mass[..., None] * _TIMES)  # [layers, counts, times]
@@ -95,11 +79,42 @@ def call_chance_by_count(
     return result
 
 
-def _with_many(fewer: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The counts after a block of experts, `expected` of which have arrived by each time."""
-    chance = np.exp(-expected)  # of none
-    result = fewer * chance
-    for arrivals in range(1, len(fewer)):
-        chance = chance * expected / arrivals
-        result[arrivals:] += fewer[:-arrivals] * chance
-    return result
+class _Arrivals:
+    """How many experts have arrived, of those followed so far: the chance of each number below k.
+
+    `away` is the chance of each expert not to have arrived, [experts, ...], the most used first;
+    whatever the other axes are, they are one here. Single precision: the time goes into moving
+    these through the caches.
+    """
+
+    def __init__(self, away: NDArray[np.float64], top_k: int) -> None:
+        self._away = away.astype(np.float32).reshape(len(away), -1)
+        self._arrived = 1 - self._away
+        self._fewer = np.zeros((top_k, self._away.shape[1]), np.float32)
+        self._fewer[0] = 1
+        self._moved = np.empty((top_k - 1, self._away.shape[1]), np.float32)
+        self._followed = 0
+
+    @property
+    def fewer_than_k(self) -> NDArray[np.float32]:
+        total: NDArray[np.float32] = self._fewer.sum(axis=0)
+        return total
+
+    def follow(self, until: int) -> None:
+        """Follow the first `until` experts, which are no fewer than before."""
+        for expert in range(self._followed, min(until, _ONE_BY_ONE)):
+            np.multiply(self._fewer[:-1], self._arrived[expert], out=self._moved)
+            self._fewer *= self._away[expert]
+            self._fewer[1:] += self._moved
+        for start in range(max(self._followed, _ONE_BY_ONE), until, _TOGETHER):
+            self._follow_block(self._arrived[start : min(start + _TOGETHER, until)].sum(axis=0))
+        self._followed = until
+
+    def _follow_block(self, expected: NDArray[np.float32]) -> None:
+        """Many unlikely experts, `expected` of which have arrived by each time."""
+        chance = np.exp(-expected)  # of none
+        result = self._fewer * chance
+        for arrivals in range(1, len(self._fewer)):
+            chance = chance * expected / arrivals
+            result[arrivals:] += self._fewer[:-arrivals] * chance
+        self._fewer = result
