@@ -116,8 +116,8 @@ def _sentences(
     why = [used_least]
     if question.partition is not None:
         why[0] = (
-            f"{remote} of {total} experts are remote, because the running main function was "
-            "started with this partition; it stays until that function stops."
+            f"{remote} of {total} experts are remote, because the running main function "
+            "has this partition."
         )
     elif plan.cost_split is None:
         why.append(

@@ -31,7 +31,9 @@ def plan_table(told: Explanation, width: int) -> RenderableType:
         f"  {told.prompt_tokens} tokens read, {told.decode_tokens:.0f} written, "
         f"{remote} of {total} experts remote, main function {plan.main_memory_gb:.2f} GB",
     )
-    parts: list[RenderableType] = [head, Text(), _costs(told), Text()]
+    parts: list[RenderableType] = [head, Text(), _costs(told)]
+    assumed = sorted({other.assumes for other in told.baselines if other.assumes})
+    parts += [*(Text(f"* assumes {what}") for what in assumed), Text()]
     if plan.functions:
         parts += [_functions(told), Text()]
     parts += [Text("Why", "bold"), *(Text(f"  {sentence}") for sentence in told.why), Text()]
@@ -51,7 +53,7 @@ def _table(*columns: str) -> Table:
 
 def _costs(told: Explanation) -> Table:
     plan = told.plan
-    table = _table("served by", "TTFT", "TPOT", "cost", "against the plan")
+    table = _table("served by", "TTFT", "TPOT", "cost", "to the plan")
     cost = plan.predicted_cost_usd
     table.add_row(
         "this plan",
@@ -63,7 +65,7 @@ def _costs(told: Explanation) -> Table:
     )
     if plan.slo_ttft_s is not None:
         table.add_row(
-            "  97.5 % below, cold starts included",
+            "  in 97.5 %, cold starts included",
             _seconds(plan.slo_ttft_s),
             _seconds(plan.slo_tpot_s),
             "",
@@ -72,7 +74,7 @@ def _costs(told: Explanation) -> Table:
     for other in told.baselines:
         against = f"{other.cost_usd / cost:.2f} x" if cost else "-"
         table.add_row(
-            f"{other.name} (assumes {other.assumes})" if other.assumes else other.name,
+            f"{other.name} *" if other.assumes else other.name,
             _seconds(other.ttft_s),
             _seconds(other.tpot_s),
             _usd(other.cost_usd),

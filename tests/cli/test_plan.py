@@ -82,7 +82,14 @@ def test_the_table_says_what_a_plan_is_and_why(url: str) -> None:
     console.print(plan_table(told, console.width))
     text = console.export_text()
     assert f"{LAYERS * EXPERTS // 2} of {LAYERS * EXPERTS} experts remote" in text
-    for words in ("feasible", "MIX", "Fetch (assumes a GPU", "experts-00-01", "similar prompts"):
+    for words in (
+        "feasible",
+        "MIX",
+        "Fetch *",
+        "assumes a GPU",
+        "experts-00-01",
+        "similar prompts",
+    ):
         assert words in text
     rows = re.findall(r"^ +(\d+)  ((?: [Lr·] ){4})", text, re.MULTILINE)
     assert [int(layer) for layer, _ in rows] == list(range(LAYERS))
