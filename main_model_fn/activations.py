@@ -25,6 +25,8 @@ from remoe.checkpoint import Checkpoint
 
 __all__ = [
     "PromptActivation",
+    "batches_of",
+    "encode_prompt",
     "encode_prompts",
     "profile_prompts",
     "prompt_vector",
@@ -78,7 +80,7 @@ def profile_prompts(
     recorder = RoutingRecorder(model)
     table = model.get_input_embeddings().weight
     with recorder.installed(), torch.no_grad():
-        for chosen in _batches(encoded, decode_tokens, batch_tokens):
+        for chosen in batches_of(encoded, decode_tokens, batch_tokens):
             passes = decode_batch(model, [encoded[index] for index in chosen], decode_tokens)
             recorder.begin(next(passes))
             first_step = next(passes, None)  # the prefill runs before this returns
@@ -131,9 +133,10 @@ def prompt_vector(table: Tensor, ids: Sequence[int]) -> NDArray[np.float32]:
     return np.asarray(vector.cpu().numpy(), dtype=np.float32)
 
 
-def _batches(
+def batches_of(
     encoded: Sequence[Sequence[int]], decode_tokens: int, batch_tokens: int
 ) -> Iterator[list[int]]:
+    """Prompts of like length together, at most `batch_tokens` with padding and what is decoded."""
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     batch: list[int] = []
     for index in order:

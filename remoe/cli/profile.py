@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from remoe.cli.errors import OneLineErrors
+
+if TYPE_CHECKING:
+    from remoe.moeless.gates import GatesFacts
 
 __all__ = ["profile_app"]
 
@@ -72,6 +75,111 @@ def activations(
         decode_tokens=decode_tokens,
     )
     typer.echo(f"{count} prompts of {topics} topics in {target}")
+
+
+@profile_app.command("gates")
+def gates(
+    *,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of prompt sets, as for `remoe profile activations`.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder kept by --keep-recording, instead of prompts.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    model_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model folder in Hugging Face format.", show_default="the default model"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write.", show_default="moeless in the model's folder"),
+    ] = None,
+    per_set: Annotated[int, typer.Option(help="Most prompts of one set.", min=1)] = 12,
+    max_tokens: Annotated[int, typer.Option(help="Longer prompts are left out.", min=1)] = 256,
+    decode_tokens: Annotated[
+        int, typer.Option(help="Most tokens that each prompt makes the model write.", min=0)
+    ] = 24,
+    distances: Annotated[int, typer.Option(help="Predict up to so many layers ahead.", min=1)] = 5,
+    threshold: Annotated[
+        float, typer.Option(help="Copies less accurate than this are fine-tuned.", min=0, max=1)
+    ] = 0.8,
+    keep_recording: Annotated[
+        Path | None, typer.Option(help="Keep what was recorded in this folder.")
+    ] = None,
+) -> None:
+    """Make the gate copies that foretell each expert's load some layers ahead (MoEless).
+
+    Prompts run through the model, on the GPU if there is one, and what each layer's gate is given
+    and chooses is recorded. A later gate's copy is profiled on it, and fine-tuned where it is not
+    accurate enough. Gates, their digests and their measured accuracy are kept beside the model.
+
+    Example:
+
+    [bold]remoe profile gates --prompts prompt-sets[/bold]
+    """
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+
+    from main_model_fn.gate_recording import record_model
+    from main_model_fn.gate_training import make_gate_copies
+    from main_model_fn.prompt_sets import read_prompts
+    from remoe.cli.model import built_model
+    from remoe.moeless.gates import GATES_FOLDER
+    from remoe.moeless.recording import Recording
+
+    if (prompts is None) == (recording is None):
+        raise typer.BadParameter("give either --prompts or --recording")
+    folder = model_dir or built_model()
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        if recording is not None:
+            recorded = Recording.read(recording)
+        else:
+            assert prompts is not None  # noqa: S101 (checked above)
+            target = keep_recording or Path(stack.enter_context(TemporaryDirectory()))
+            console.print("recording", style="dim")
+            recorded = record_model(
+                folder,
+                read_prompts(prompts, per_set),
+                target,
+                max_tokens=max_tokens,
+                decode_tokens=decode_tokens,
+            )
+        with console.status("training") as status:
+            copies = make_gate_copies(
+                recorded,
+                out or folder / GATES_FOLDER,
+                distances=range(1, distances + 1),
+                threshold=threshold,
+                report=lambda done, layers: status.update(f"training: layer {done} of {layers}"),
+            )
+    typer.echo(quality_table(copies.facts))
+
+
+def quality_table(facts: GatesFacts) -> str:
+    """Accuracy by distance, the mean over layers, plain copies and those kept."""
+    lines = ["distance  plain  kept   tuned layers"]
+    for distance in facts.distances:
+        rows = [row for row in facts.quality if row.distance == distance]
+        plain = sum(row.plain_overlap for row in rows) / len(rows)
+        kept = sum(row.overlap for row in rows) / len(rows)
+        tuned = sum(row.tuned for row in rows)
+        lines.append(f"{distance:8}  {plain:.3f}  {kept:.3f}  {tuned} of {len(rows)}")
+    return "\n".join(lines)
 
 
 @profile_app.command("hardware")

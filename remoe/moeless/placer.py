@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from remoe.moeless.placement import Placement
 
-__all__ = ["fit_replicas", "place"]
+__all__ = ["attach_missing", "fit_replicas", "place"]
 
 
 def fit_replicas(
@@ -100,6 +100,31 @@ def place(
             experts.append(expert)
             chosen.append(gpu)
     return Placement.of(np.array(experts, np.intp), np.array(chosen, np.intp), gpus)
+
+
+def attach_missing(
+    placement: Placement, loads: NDArray[np.float64], *, warm: Placement | None = None
+) -> Placement:
+    """Give each expert that has load after all, but no replica, one (ours): nothing is ever lost.
+
+    It goes where the expert is `warm`, else to the GPU with the fewest replicas.
+    """
+    counts = placement.replicas(len(loads))
+    missing = np.flatnonzero((counts == 0) & (loads > 0)).tolist()
+    if not missing:
+        return placement
+    warm_gpus = _warm_gpus(warm, placement.gpus)
+    on_gpu = np.bincount(placement.gpu, minlength=placement.gpus)
+    chosen = []
+    for expert in missing:
+        gpu = min(warm_gpus.get(expert, range(placement.gpus)), key=lambda gpu: on_gpu[gpu])
+        on_gpu[gpu] += 1
+        chosen.append(gpu)
+    return Placement.of(
+        np.concatenate([placement.expert, np.array(missing)]),
+        np.concatenate([placement.gpu, np.array(chosen)]),
+        placement.gpus,
+    )
 
 
 def _warm_gpus(warm: Placement | None, gpus: int) -> dict[int, list[int]]:

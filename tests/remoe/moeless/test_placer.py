@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from remoe.moeless.placement import Placement
-from remoe.moeless.placer import fit_replicas, place
+from remoe.moeless.placer import attach_missing, fit_replicas, place
 from remoe.moeless.scaler import scale
 from remoe.moeless.token_split import assign_routes, even_split
 
@@ -112,3 +112,11 @@ def test_a_route_to_an_expert_without_a_replica_is_refused() -> None:
     with pytest.raises(ValueError, match=r"experts \[1\] have load and no replica"):
         placement.gpu_loads(np.array([1.0, 1.0]))
     assert assign_routes(np.array([], np.intp), placement).tolist() == []
+
+
+def test_an_expert_at_zero_that_is_needed_after_all_gets_a_replica() -> None:
+    placement = Placement(np.array([0, 0]), np.array([0, 1]), 3)
+    loads = np.array([4.0, 0, 2, 1])
+    warm = Placement(np.array([3]), np.array([1]), 3)
+    assert _pairs(attach_missing(placement, loads, warm=warm)) == [(0, 0), (0, 1), (2, 2), (3, 1)]
+    assert attach_missing(placement, np.array([1.0, 0, 0, 0])) is placement
