@@ -24,7 +24,7 @@ __all__ = ["make_gate_copies"]
 
 THRESHOLD = 0.8  # h, the paper's example
 _BATCH_TOKENS, _STEPS, _WEIGHT_DECAY = 2_048, 300, 1e-2
-_LEARNING_RATE = 0.03  # of a gate's own scale
+_LEARNING_RATE = 0.02  # of a gate's own scale
 
 
 def make_gate_copies(

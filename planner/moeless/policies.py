@@ -114,6 +114,9 @@ class MoelessKnobs:
 
     Without the predictor, `history` stands for every prediction. Without the scaler each expert
     has one replica. Without the placer replicas go to GPUs in turn, whatever is warm or loaded.
+
+    `prior_routes` (ours) adds so many routes, spread as `history` has it, to each prediction: a
+    decode step has few routes, and one that was foretold wrongly outweighs what is known for long.
     """
 
     gpus: int
@@ -122,6 +125,7 @@ class MoelessKnobs:
     room: Sequence[int] | None = None
     warm_slack: float | None = None
     scale_to_zero: bool = False
+    prior_routes: float = 0.0
     predictor: bool = True
     scaler: bool = True
     placer: bool = True
@@ -167,7 +171,10 @@ class Moeless:
             history: Loads = self._history[view.layer]
             return history
         # The first layers have no prediction: the pass before stands for it (B.3).
-        return view.predicted if view.predicted.any() else view.previous
+        expected = view.predicted if view.predicted.any() else view.previous
+        share = self._history[view.layer] / self._history[view.layer].sum()
+        mixed: Loads = expected + self._knobs.prior_routes * share
+        return mixed
 
     def held(self) -> int:
         return 0

@@ -74,9 +74,7 @@ def simulate(
     """
     run = _Run(policy, setting)
     for batch in batches:
-        run.now_s = max(run.now_s, batch.start_s)
-        if run.begun_s is None:
-            run.begun_s = run.now_s
+        run.begin(batch.start_s)
         for step in steps(batch):
             run.step(step)
     return run.outcome()
@@ -96,6 +94,12 @@ class _Run:
         self.now_s = 0.0
         self.begun_s: float | None = None
 
+    def begin(self, start_s: float) -> None:
+        self.now_s = max(self.now_s, start_s)
+        if self.begun_s is None:
+            self.begun_s = self.now_s
+        self._started_s = [self.now_s] * len(self._layers)
+
     def step(self, step: Step) -> None:
         count = len(step.loads)
         if not self._layers:
@@ -112,7 +116,8 @@ class _Run:
 
     def _layer(self, layer: int, step: Step) -> None:
         residency, machine, setting = self._layers[layer], self._machine, self._setting
-        # Known when `distance` layers before began; in the first layers, since the pass before.
+        # Known when `distance` layers before began; in the first layers, since the pass before, or
+        # since the batch is there.
         known_s = self._started_s[layer - setting.distance if layer >= setting.distance else layer]
         view = LayerView(
             layer=layer,

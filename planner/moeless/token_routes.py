@@ -104,7 +104,7 @@ def synthetic_routes(
     """
     random = np.random.default_rng(seed)
     shape = (prompts, tokens_per_prompt, layers, experts)
-    ranks = np.arange(1, experts + 1) ** -zipf
+    ranks = np.arange(1.0, experts + 1) ** -zipf
     popular = np.stack([random.permutation(ranks / ranks.sum()) for _ in range(layers)])
     own = random.dirichlet(np.ones(experts), (prompts, layers))
     chances = (1 - topical) * popular + topical * own  # [prompts, layers, experts]

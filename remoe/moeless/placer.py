@@ -72,34 +72,45 @@ def place(
     limit = float("inf")
     if warm_slack is not None:
         limit = (1 + warm_slack) * float(loads[replicas > 0].sum()) / gpus
-    share = (loads / np.maximum(replicas, 1)).tolist()
-    counts = replicas.tolist()
+    share = loads / np.maximum(replicas, 1)
+    order = np.argsort(-share, kind="stable")
     gpu_load = [0.0] * gpus
+    # A GPU's entry may lag behind its load, which only grows: it is put right when it comes up.
     heap = [(0.0, gpu) for gpu in range(gpus) if left[gpu] > 0]
-    experts: list[int] = []
     chosen: list[int] = []
-    for expert in sorted(range(len(share)), key=lambda index: (-share[index], index)):
-        load = share[expert]
-        for _ in range(counts[expert]):
-            places = [
-                (gpu_load[gpu], gpu)
-                for gpu in warm_gpus.get(expert, ())
-                if left[gpu] > 0 and gpu_load[gpu] + load <= limit
-            ]
-            if places:
-                gpu = min(places)[1]
-                warm_gpus[expert].remove(gpu)
+    for expert, load, count in zip(
+        order.tolist(), share[order].tolist(), replicas[order].tolist(), strict=True
+    ):
+        free = warm_gpus.get(expert)
+        for _ in range(count):
+            gpu = _least_loaded(free, gpu_load, left, limit - load) if free else None
+            if gpu is not None and free:
+                free.remove(gpu)
             else:
-                # Entries of GPUs that got a warm replica or filled up meanwhile are out of date.
                 while heap[0][0] != gpu_load[heap[0][1]] or left[heap[0][1]] == 0:
-                    heapq.heappop(heap)
+                    behind = heap[0][1]
+                    if left[behind] == 0:
+                        heapq.heappop(heap)
+                    else:
+                        heapq.heapreplace(heap, (gpu_load[behind], behind))
                 gpu = heap[0][1]
             gpu_load[gpu] += load
             left[gpu] -= 1
-            heapq.heappush(heap, (gpu_load[gpu], gpu))
-            experts.append(expert)
             chosen.append(gpu)
-    return Placement.of(np.array(experts, np.intp), np.array(chosen, np.intp), gpus)
+    experts = np.repeat(order, replicas[order])
+    return Placement.of(experts, np.array(chosen, np.intp), gpus)
+
+
+def _least_loaded(
+    candidates: list[int], gpu_load: list[float], left: list[int], limit: float
+) -> int | None:
+    """The candidate of least load with room that is not above `limit`, if there is one."""
+    best, least = None, limit
+    for gpu in candidates:
+        load = gpu_load[gpu]
+        if left[gpu] > 0 and (load < least or (load == least and (best is None or gpu < best))):
+            best, least = gpu, load
+    return best
 
 
 def attach_missing(
