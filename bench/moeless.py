@@ -56,6 +56,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ZIPFS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 KEEP_ALIVES_S = (1.0, 5.0, 20.0, 60.0)
+SECTIONS = ("times", "predictor", "compare", "ratios", "ablation", "sweeps", "skew")
 RATIOS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # beta / alpha
 
 
@@ -307,6 +308,8 @@ def comparison(title: str, world: World, *, ours: dict[str, Policy]) -> dict[str
             "prefill",
             "decode",
             "taking turns",
+            "prefill",
+            "decode",
             "waiting cold",
             "replicas",
             "CV",
@@ -327,6 +330,14 @@ def comparison(title: str, world: World, *, ours: dict[str, Policy]) -> dict[str
                     plain.mean(plain.paper_s, prefill=False),
                 ),
                 less(outcome.mean(outcome.serial_s), plain.mean(plain.serial_s)),
+                less(
+                    outcome.mean(outcome.serial_s, prefill=True),
+                    plain.mean(plain.serial_s, prefill=True),
+                ),
+                less(
+                    outcome.mean(outcome.serial_s, prefill=False),
+                    plain.mean(plain.serial_s, prefill=False),
+                ),
                 f"{1e6 * outcome.mean(outcome.stall_s):.1f} µs",
                 f"{outcome.mean_replicas:.1f}",
                 f"{outcome.mean_cv:.2f}",
@@ -571,7 +582,7 @@ def topics_in_turn(
     return batches
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recording", type=Path, required=True)
     parser.add_argument("--azure", type=Path, required=True)
@@ -592,7 +603,25 @@ def main() -> None:
     parser.add_argument("--misc-us", type=float, default=0.0)
     parser.add_argument("--misc-mb", type=float, default=0.0)
     parser.add_argument("--attach-gb-s", type=float, default=5.0)
-    options = parser.parse_args()
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
+    return parser.parse_args()
+
+
+def compare(worlds: dict[str, World], plots: dict[str, Figure]) -> None:
+    for name, world in worlds.items():
+        machine = world.setting.machine
+        ours: dict[str, Policy] = {
+            "MoEless": world.moeless(),
+            "split above start / alpha (ours)": world.moeless(
+                split_above=machine.start_s / machine.row_s
+            ),
+        }
+        outcomes = comparison(f"Real routing, {name}", world, ours=ours)
+        plots[f"moeless-cdf-{name.split()[0]}"] = draw_cdf(outcomes, name)
+
+
+def main() -> None:
+    options = parse_options()
 
     model_dir = options.model_dir or built_model()
     checkpoint = Checkpoint.open(model_dir)
@@ -605,36 +634,37 @@ def main() -> None:
         (request.arrival_s, request.prompt_tokens or 1, request.output_tokens or 1)
         for request in window.apply(read_azure_trace(options.azure))
     ]
-    algorithm_times()
+    wanted = options.only
+    if "times" in wanted:
+        algorithm_times()
     machine = measured_machine(options, checkpoint)
-    predictor_tables(copies)
+    plots: dict[str, Figure] = {}
+    if "predictor" in wanted:
+        predictor_tables(copies)
+        plots["moeless-predictor"] = draw_predictor(copies)
 
     held_out = recording.held_out()
     everything = recorded_routes(recording, predicted_routes(recording, copies))
-    history = everything.only(~held_out).mean_loads()
     tokens = everything.only(held_out)
-    plain = recorded_routes(recording, plain_routes(recording, copies.facts.distances))
-    setting = Setting(machine=machine, gpus=options.gpus, room=options.room)
     mixed = World(
         tokens,
-        history,
+        everything.only(~held_out).mean_loads(),
         make_batches(arrivals, range(len(tokens.topics))),
-        setting,
+        Setting(machine=machine, gpus=options.gpus, room=options.room),
         options.stride,
     )
     topical = replace(mixed, batches=topics_in_turn(arrivals, tokens, turn_s=10.0))
-    plots = {"moeless-predictor": draw_predictor(copies)}
-    for name, world in (("mixed prompts", mixed), ("one prompt set at a time", topical)):
-        ours: dict[str, Policy] = {
-            "MoEless": world.moeless(),
-            "MoEless, guarded (ours)": world.moeless(warm_slack=0.2),
-        }
-        outcomes = comparison(f"Real routing, {name}", world, ours=ours)
-        plots[f"moeless-cdf-{name.split()[0]}"] = draw_cdf(outcomes, name)
-    ratios(topical)
-    parts(topical)
-    sweeps(topical, plain.only(held_out))
-    plots["moeless-skew"] = skew_curve(mixed, arrivals)
+    if "compare" in wanted:
+        compare({"mixed prompts": mixed, "one prompt set at a time": topical}, plots)
+    if "ratios" in wanted:
+        ratios(topical)
+    if "ablation" in wanted:
+        parts(topical)
+    if "sweeps" in wanted:
+        plain = recorded_routes(recording, plain_routes(recording, copies.facts.distances))
+        sweeps(topical, plain.only(held_out))
+    if "skew" in wanted:
+        plots["moeless-skew"] = skew_curve(mixed, arrivals)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         for name, drawn in plots.items():

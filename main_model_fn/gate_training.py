@@ -149,8 +149,9 @@ class _Trainer:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
         generator = torch.Generator().manual_seed(source)
+        size = (min(_BATCH_TOKENS, len(rows)),)
         for _ in range(_STEPS):
-            batch = torch.randint(len(rows), (_BATCH_TOKENS,), generator=generator).to(self._device)
+            batch = torch.randint(len(rows), size, generator=generator).to(self._device)
             logits = torch.einsum("th,deh->tde", inputs[batch], weight)
             loss = -(targets[batch] * logits.log_softmax(-1)).sum(-1).mean(0).sum()
             optimiser.zero_grad()

@@ -125,6 +125,7 @@ class MoelessKnobs:
     room: Sequence[int] | None = None
     warm_slack: float | None = None
     scale_to_zero: bool = False
+    split_above: float = 0.0
     prior_routes: float = 0.0
     predictor: bool = True
     scaler: bool = True
@@ -149,6 +150,7 @@ class Moeless:
                 most_added=knobs.most_added,
                 cv_threshold=knobs.cv_threshold,
                 scale_to_zero=knobs.scale_to_zero,
+                split_above=knobs.split_above,
             )
         else:
             replicas = np.ones(len(expected), np.intp)

@@ -41,6 +41,7 @@ def scale(
     most_added: int,
     cv_threshold: float | None = CV_THRESHOLD,
     scale_to_zero: bool = False,
+    split_above: float = 0.0,
 ) -> NDArray[np.intp]:
     """Replicas R of each expert for loads W, both [experts]: Algorithm 1.
 
@@ -49,7 +50,8 @@ def scale(
     threshold never gives an expert more; with None all `most_added` are given, as EPLB does.
 
     `scale_to_zero` (ours) gives an expert without load no replica and leaves it out of the CV;
-    the paper's experts always have one. Raises ValueError on a load that is negative or no number.
+    the paper's experts always have one. `split_above` (ours) adds a replica only while the largest
+    load a replica is above it: starting an expert takes as long as some rows do. Raises ValueError on a load that is negative or no number.
     """
     weights = [float(load) for load in loads]
     if not all(0 <= weight < float("inf") for weight in weights):
@@ -65,7 +67,7 @@ def scale(
     heap = [(-weight, expert) for expert, weight in enumerate(weights)]
     heapq.heapify(heap)
     for _ in range(most_added):
-        if count * squares <= enough:
+        if count * squares <= enough or -heap[0][0] <= split_above:
             break
         expert = heap[0][1]
         weight, more = weights[expert], replicas[expert] + 1

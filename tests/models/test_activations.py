@@ -17,6 +17,7 @@ from planner.model import ModelFacts
 from remoe.checkpoint import Checkpoint
 from remoe.cli.profile import profile_app
 from remoe.errors import CheckpointError
+from remoe.moeless.gates import GATES_FOLDER, GateCopies
 from tests.models.conftest import TINY
 from tests.tiny_model import build_tiny_checkpoint
 
@@ -213,3 +214,29 @@ def test_the_command_writes_a_history_that_the_planner_reads(
         *["one/t0", "one/t1"] * 2,
         "two/t0",
     ]
+
+
+def test_the_command_writes_gate_copies_and_keeps_their_recording(
+    tmp_path: Path, tiny_inputs: BuildInputs, prompt_folder: Path
+) -> None:
+    built = ensure_checkpoint(tmp_path / "cache", lambda text, share: None, tiny_inputs)
+    folder = build_tiny_checkpoint(tmp_path / "wider", vocabulary=TINY.vocab)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(built / name, folder)
+    kept = tmp_path / "recording"
+    arguments = ["gates", "--model-dir", str(folder), "--distances", "1"]
+    first = [*arguments, "--prompts", str(prompt_folder), "--per-set", "12", "--decode-tokens", "2"]
+    result = CliRunner().invoke(profile_app, [*first, "--keep-recording", str(kept)])
+    assert result.exit_code == 0, result.output
+    digest = Checkpoint.open(folder).digest  # the gates lie beside the weights, not among them
+    copies = GateCopies.read(folder / GATES_FOLDER, model_digest=digest)
+    assert [(row.layer, row.distance) for row in copies.facts.quality] == [(1, 1), (2, 1)]
+    again = tmp_path / "again"
+    result = CliRunner().invoke(
+        profile_app, [*arguments, "--recording", str(kept), "--out", str(again)]
+    )
+    assert result.exit_code == 0, result.output
+    assert GateCopies.read(again, model_digest=digest).facts == copies.facts
+    result = CliRunner().invoke(profile_app, arguments)
+    assert result.exit_code == 2
+    assert "either --prompts or --recording" in result.output

@@ -96,6 +96,16 @@ def test_scaling_to_zero_takes_replicas_from_idle_experts_alone(
     assert replicas[loads > 0].tolist() == scale(busy, most_added=most_added).tolist()
 
 
+@given(loads_of_layers, st.integers(0, 40), st.floats(0.1, 1e5))
+def test_loads_that_are_small_enough_are_not_split(
+    loads: Loads, most_added: int, split_above: float
+) -> None:
+    replicas = scale(loads, most_added=most_added, split_above=split_above)
+    assert np.all(replicas <= scale(loads, most_added=most_added))
+    before = loads / np.maximum(replicas - 1, 1)  # a replica's load when the last one was added
+    assert np.all(before[replicas > 1] > split_above)
+
+
 def test_memory_cap_counts_added_replicas_only() -> None:
     assert added_within(1_000.0, 250.0) == 4
     assert added_within(1_000.0, 251.0) == 3
