@@ -186,7 +186,14 @@ def _lifespan(
                         timeout_s=settings.plan_timeout_s,
                     ),
                     prewarmer=Prewarmer(
-                        http, {expert.name: expert.url for expert in topology.experts}, background
+                        http,
+                        {expert.name: expert.url for expert in topology.experts},
+                        background,
+                        # MoEless' policies wake functions themselves, once the main function runs.
+                        wanted=lambda: (
+                            settings.policy == "remoe"
+                            or not shared.watch.is_ready(topology.main_url)
+                        ),
                     ),
                     main=MainClient(
                         http,
@@ -200,6 +207,7 @@ def _lifespan(
                     resident=shared.resident,
                     line=line,
                     timings=timings,
+                    seed_loads=settings.policy == "joint",
                 )
             }
             await background.close()

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from remoe.accounts.writer import OnFailure
+from remoe.moeless.function_balance import Policy
 from remoe.settings import ServiceSettings
 
 __all__ = ["GatewaySettings"]
@@ -51,6 +52,9 @@ class GatewaySettings(ServiceSettings):
     tls_key: Path | None = None
     # The local supervisor's control socket, from which live replicas are known.
     runtime_control: Path | None = Field(None, validation_alias="REMOE_RUNTIME_CONTROL")
+
+    # Who decides where experts are computed (REMOE_MAIN_POLICY says the same to the main function).
+    policy: Policy = "remoe"
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -56,6 +56,7 @@ class Services:
     resident: ResidentMeter
     line: Line
     timings: Timings
+    seed_loads: bool = False  # tell the main function what the planner foretells of each prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +310,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             prompt_logprobs=scored,
             deadline_s=self._left_s(),
             grammar=job.grammar,
+            profile=plan.profile if plan and self._services.seed_loads else None,
         )
 
     def _echo(self, choice: Choice, prompt: int, event: GenerateEvent) -> Shown:

@@ -12,6 +12,7 @@ from gateway.hits import activation_error
 from gateway.receipt import Receipt
 from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
+from remoe.balance_report import BalanceReport
 
 __all__ = ["Metrics"]
 
@@ -36,6 +37,7 @@ class Metrics:
         self._make_traffic()
         self._make_latencies()
         self._make_experts()
+        self._make_balance()
         self._make_money()
         self._make_state()
 
@@ -119,6 +121,40 @@ class Metrics:
             registry=self._registry,
             buckets=_RATIOS,
         )
+
+    def _make_balance(self) -> None:
+        self._load_cv = Gauge(
+            "remoe_layer_load_cv",
+            "Variation of a layer's expert loads, with one replica each and with the scaler's",
+            ["layer", "replicas"],
+            registry=self._registry,
+        )
+        self._overlap = Gauge(
+            "remoe_layer_load_overlap",
+            "Share of a layer's routes that were foretold in flight",
+            ["layer"],
+            registry=self._registry,
+        )
+        self._wanted_replicas = Gauge(
+            "remoe_function_wanted_replicas",
+            "Replicas that the policy asks for, 0 where the function may sleep",
+            ["function"],
+            registry=self._registry,
+        )
+        self._attached = self._gauge(
+            "remoe_attached_experts", "Experts in the main function beyond the plan, by load"
+        )
+
+    def _observe_balance(self, report: BalanceReport) -> None:
+        for layer, (one, scaled) in enumerate(zip(report.layer_cv, report.scaled_cv, strict=True)):
+            self._load_cv.labels(str(layer), "one").set(one)
+            self._load_cv.labels(str(layer), "scaled").set(scaled)
+        for layer, overlap in enumerate(report.overlap):
+            if overlap is not None:
+                self._overlap.labels(str(layer)).set(overlap)
+        for function, count in report.replicas.items():
+            self._wanted_replicas.labels(function).set(count)
+        self._attached.set(report.attached)
 
     def _make_money(self) -> None:
         self._cost = self._counter(
@@ -224,6 +260,8 @@ class Metrics:
             error = activation_error(trace.plan, stats)
             if error is not None:
                 self._activation_error.observe(error)
+        if stats is not None and stats.balance is not None:
+            self._observe_balance(stats.balance)
         # A plan speaks of warm functions.
         warm_ttft_ms = None if receipt.ttft_ms is None else receipt.ttft_ms - receipt.cold_start_ms
         for what, actual, expected in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
 import structlog
@@ -20,16 +20,21 @@ class Prewarmer:
     """A connection is what wakes a function at zero: one no-op GET each, one at a time."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, urls: Mapping[str, str], background: Background
+        self,
+        http: aiohttp.ClientSession,
+        urls: Mapping[str, str],
+        background: Background,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._wanted = wanted
         self._http = http
         self._urls = dict(urls)
         self._background = background
         self._under_way: set[str] = set()
 
     def wake(self, names: Sequence[str]) -> None:
-        """Return at once; a function that cannot be woken is found out by whoever calls it."""
-        for name in names:
+        """Return at once, or do nothing unless it is `wanted` now; a function that cannot be woken is found out by whoever calls it."""
+        for name in names if self._wanted() else ():
             url = self._urls.get(name)
             if url is None:
                 _log.debug("cannot prewarm an unknown function", function=name)

@@ -38,6 +38,11 @@ class RuntimeWatch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def is_ready(self, url: str) -> bool:
+        """Whether a replica of the function at `url` is known to serve."""
+        functions = self.latest.functions if self.latest else ()
+        return any(function.url == url and function.ready for function in functions)
+
     async def _follow(self, path: Path) -> None:
         while True:
             try:

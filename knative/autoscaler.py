@@ -59,10 +59,29 @@ class Autoscaler:
         self._initialised = False
         self._active_since: float | None = None
         self._inactive_since: float | None = None
+        self._asked = 0
+        self._asked_until = 0.0
+        self._may_rest = False
 
     def record(self, concurrency: float) -> None:
         """Add a sample: the mean requests in flight, over all replicas, since the last one."""
         self._samples.append((self._clock(), concurrency))
+        if concurrency > 0:
+            self._may_rest = False
+
+    def ask(self, replicas: int, for_s: float) -> None:
+        """Keep at least so many, within the policy's bounds, for `for_s`; what a caller foresees.
+
+        With 0 that wish ends, and what was measured is forgotten: the function may go to zero at
+        once rather than after its window. A call changes that. Knative knows neither; Remoe's
+        functions behave there as if nobody had asked.
+        """
+        self._asked, self._asked_until = replicas, self._clock() + for_s
+        if not replicas:
+            self._samples.clear()
+            self._delayed.clear()
+            self._panic_since, self._panic_replicas = None, 0
+            self._may_rest = True
 
     def activate(self) -> int:
         """Note that a request waits at zero; returns how many replicas to start for it."""
@@ -79,6 +98,8 @@ class Autoscaler:
         stable = self._mean(now - self._policy.window_s)
         panic = self._mean(now - self._policy.panic_window_s)
         wanted = self._wanted(now, stable, panic, ready)
+        if now < self._asked_until:
+            wanted = max(wanted, self._asked)
         desired = self._after_initial(self._bounded(wanted), ready)
         if desired == 0:
             desired = self._towards_zero(now, ready, starting)
@@ -138,6 +159,9 @@ class Autoscaler:
             # A start is never cut short for want of traffic; its progress deadline ends it.
             return starting
         active_since = now if self._active_since is None else self._active_since
+        if self._may_rest:
+            self._active_since = self._inactive_since = None
+            return 0
         if self._inactive_since is None:
             if now - active_since < self._policy.window_s:
                 return 1

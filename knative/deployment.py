@@ -15,6 +15,7 @@ from knative.spec import MAX_NAME_LENGTH, FunctionSpec
 from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
 from remoe.kernel.native import LIBRARY
+from remoe.moeless.function_balance import Policy
 from remoe.topology import ExpertEndpoint, Topology
 
 __all__ = ["Deployment", "DeploymentOptions", "default_deployment", "model_name"]
@@ -25,6 +26,7 @@ HISTORY = "history.npz"
 _MIB = 1 << 20
 _RUNTIME_MIB = {"gateway": 512, "planner": 768, "main": 1280, "expert": 96}
 _KV_TOKENS = 16_384  # what the main function's key-value cache holds
+_MOST_REPLICAS = 2  # of an expert function
 _WIDENING = 2  # bytes in memory per stored byte where bfloat16 becomes float32
 
 
@@ -48,6 +50,7 @@ class DeploymentOptions:
     gateway_env: Mapping[str, str] = field(default_factory=dict)
     prices: str | None = None
     history_dir: Path | None = None
+    policy: Policy = "remoe"
     hardware: Path | None = None
     """The hardware profile that the planner optimises with."""
 
@@ -117,7 +120,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
             name="gateway",
             module="gateway",
             holds="OpenAI API",
-            env={**common, **options.gateway_env},
+            env={**common, **options.gateway_env, "REMOE_GATEWAY_POLICY": options.policy},
             timeout_s=600,
             memory_mib=_RUNTIME_MIB["gateway"],
             annotations=_always_on(),
@@ -166,6 +169,11 @@ def _expert_cpu(options: DeploymentOptions) -> int:
     return max(1, options.threads // 2)
 
 
+def _function_replicas(options: DeploymentOptions) -> int:
+    """As many as have cores of their own, beside one for the main function; see `_experts`."""
+    return max(1, min(_MOST_REPLICAS, (options.threads - 1) // _expert_cpu(options)))
+
+
 def _expert_expansion() -> int:
     """Compiled experts compute on the mapped weights; numpy, where none could be, widens them."""
     return 1 if LIBRARY.exists() else _WIDENING
@@ -184,7 +192,12 @@ def _main(
         name=_named(model, "main"),
         module="main_model_fn",
         holds="dense part, local experts",
-        env={**common, "REMOE_MAIN_DTYPE": options.dtype},
+        env={
+            **common,
+            "REMOE_MAIN_DTYPE": options.dtype,
+            "REMOE_MAIN_POLICY": options.policy,
+            "REMOE_MAIN_FUNCTION_REPLICAS": str(_function_replicas(options)),
+        },
         timeout_s=600,
         cpu=options.threads,
         memory_mib=options.main_memory_mib or needed_mib,
@@ -227,7 +240,7 @@ def _experts(
         annotations={
             AUTOSCALING + "initial-scale": "0",
             AUTOSCALING + "min-scale": "0",
-            AUTOSCALING + "max-scale": "2",
+            AUTOSCALING + "max-scale": str(_MOST_REPLICAS),
             # One main function has one call in flight per function; a second replica is for a
             # second main function's worth of calls, not for the queue of one.
             AUTOSCALING + "target": "4",

@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -37,6 +38,9 @@ from remoe.kernel.numpy_kernel import NumpyKernel
 from remoe.plan import Deployment
 from remoe.topology import Topology
 
+if TYPE_CHECKING:
+    from main_model_fn.moeless.balancing import Balancing
+
 __all__ = ["create_app", "open_transport"]
 
 _log = structlog.get_logger()
@@ -45,7 +49,9 @@ _decoder = msgspec.json.Decoder(GenerateRequest)
 _deployment_decoder = msgspec.json.Decoder(Deployment)
 
 
-def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LivePartition]:
+def _load(
+    settings: MainSettings, topology: Topology
+) -> tuple[Engine, LivePartition, Balancing | None]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
@@ -99,7 +105,15 @@ def _load(settings: MainSettings, topology: Topology) -> tuple[Engine, LiveParti
         dtype=str(model.dtype),
         kernel="torch" if pool is None else pool.description,
     )
-    return engine, LivePartition(model, checkpoint, deployment, meter)
+    partition = LivePartition(model, checkpoint, deployment, meter)
+    balancing = None
+    if settings.policy != "remoe":
+        # Only then: it brings the tools that gate copies are trained with.
+        from main_model_fn.moeless.balancing import Balancing
+
+        balancing = Balancing(settings, topology, checkpoint, model, partition)
+        balancing.start()
+    return engine, partition, balancing
 
 
 def open_transport(
@@ -128,8 +142,12 @@ def create_app(settings: MainSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.engine, app.state.partition = await asyncio.to_thread(_load, settings, topology)
+        app.state.engine, app.state.partition, app.state.balancing = await asyncio.to_thread(
+            _load, settings, topology
+        )
         yield
+        if app.state.balancing is not None:
+            await asyncio.to_thread(app.state.balancing.stop)
         await asyncio.to_thread(app.state.engine.stop)
         plan_id = app.state.partition.deployment.plan_id
         await asyncio.to_thread(release_deployment, topology.planner_url, plan_id)
@@ -206,17 +224,23 @@ async def _generate(http_request: Request) -> StreamingResponse:
     except msgspec.DecodeError as error:
         raise InvalidRequestError(f"not a generate request: {error}") from error
     engine.check(request)
-    return StreamingResponse(_lines(engine, request), media_type="application/x-ndjson")
+    lines = _lines(engine, request, http_request.app.state.balancing)
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
-async def _lines(engine: Engine, request: GenerateRequest) -> AsyncIterator[bytes]:
+async def _lines(
+    engine: Engine, request: GenerateRequest, balancing: Balancing | None
+) -> AsyncIterator[bytes]:
     """One JSON event a line. The status has been sent, so an error can only be an event."""
+    seen = nullcontext() if balancing is None else balancing.request(request)
     try:
-        async with aclosing(engine.generate(request)) as events:
-            async for event in events:
-                if event.finish is not None and event.stats is not None:
-                    trace_generation(event.stats)
-                yield _encoder.encode(event) + b"\n"
+        with seen:
+            async with aclosing(engine.generate(request)) as events:
+                async for event in events:
+                    if event.finish is not None and event.stats is not None:
+                        trace_generation(event.stats)
+                    told = event if balancing is None else balancing.reported(event)
+                    yield _encoder.encode(told) + b"\n"
     except RemoeError as error:
         yield _encoder.encode(GenerateEvent(finish="error", error=error.message)) + b"\n"
     if not engine.alive:

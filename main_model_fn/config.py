@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from remoe.expert_call import MAX_BODY_BYTES
+from remoe.moeless.function_balance import Policy
+from remoe.moeless.scaler import CV_THRESHOLD
 from remoe.settings import ServiceSettings
 
 __all__ = ["MainSettings"]
@@ -52,3 +55,19 @@ class MainSettings(ServiceSettings):
 
     transport: Literal["http", "in-process"] = "http"
     """How remote experts are reached; `in-process` computes them here, without functions."""
+
+    policy: Policy = "remoe"
+    """Who decides where experts are computed: the planner alone (`remoe`), loads foretold in flight
+    (`moeless`), or those seeded by each prompt's prediction (`joint`)."""
+
+    prediction_distance: int = Field(1, ge=1, le=5)
+    """How many MoE layers ahead loads are foretold."""
+
+    cv_threshold: float = Field(CV_THRESHOLD, ge=0, le=10)
+    """The scaler adds replicas while loads vary more than this."""
+
+    function_replicas: int = Field(1, ge=1, le=1000)
+    """Most replicas the policies ask for of one function; more than there are cores for slow it."""
+
+    runtime_control: Path | None = Field(None, validation_alias="REMOE_RUNTIME_CONTROL")
+    """The local runtime's control socket."""

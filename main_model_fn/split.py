@@ -7,6 +7,7 @@ experts stay the library's own for every family (papers.md A.2; peers-and-conven
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -35,6 +36,8 @@ class LayerExperts:
         self.local = local
         self._fan_out = fan_out
         self._meter = meter
+        # Told what the experts are given: input [tokens, hidden] and routes [tokens, top_k].
+        self.observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
     def forward(
         self,
@@ -49,6 +52,8 @@ class LayerExperts:
         """
         batch = Batch(hidden, top_k_index.cpu(), top_k_weights)
         self._meter.record_routes(self.layer, batch.index.numpy())
+        if self.observe is not None:
+            self.observe(self.layer, hidden, batch.index)
         residents = self.local.residents  # once: they may change while this batch is computed
         sent = []
         if remote := sorted(batch.experts - residents.experts):

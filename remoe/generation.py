@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from remoe.balance_report import BalanceReport
 from remoe.ledger import Ledger
 
 __all__ = [
@@ -61,6 +62,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     `deadline_s` is how long the caller still waits; what is not done by then ends as an error, and
     no remote call outlives it.
 
+    `profile` is the planner's prediction of the request's routes, [layers][experts]: the joint
+    policy seeds its loads with it.
+
     `grammar` is an llguidance grammar (Lark, or its JSON form): only tokens that keep the answer
     within it are drawn, and `stop_tokens` only where it may end.
     """
@@ -76,6 +80,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
     deadline_s: float | None = None
     grammar: str | None = None
+    profile: list[list[float]] | None = None
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +100,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Ledger
     prefill_counts: list[list[int]]
     decode_counts: list[list[int]]
+    balance: BalanceReport | None = None
 
 
 class TopLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -1,7 +1,8 @@
 """What a runtime says of its functions: the answer to `remoe status`, and what the gateway watches.
 
 The local supervisor sends it as JSON over its control socket, whose path is in
-REMOE_RUNTIME_CONTROL: `status` once, `watch` as a line whenever something changes.
+REMOE_RUNTIME_CONTROL: `status` once, `watch` as a line whenever something changes. Functions may
+ask there for replicas, too (`scale_line`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ __all__ = [
     "ReplicaState",
     "ReplicaStatus",
     "RuntimeStatus",
+    "parse_scale_line",
+    "scale_line",
 ]
 
 EventKind = Literal[
@@ -95,3 +98,20 @@ class RuntimeStatus(msgspec.Struct, frozen=True, kw_only=True):
     up_s: float
     functions: list[FunctionStatus]
     events: list[Event]
+
+
+def scale_line(function: str, replicas: int, *, for_s: float) -> bytes:
+    """The wish for at least so many replicas for a while, or with 0 for none until a call comes."""
+    return f"scale {function} {replicas} {for_s:g}\n".encode()
+
+
+def parse_scale_line(line: bytes) -> tuple[str, int, float] | None:
+    """The function, replicas and seconds of such a wish; None if the line is none."""
+    words = line.decode(errors="replace").split()
+    if len(words) != 4 or words[0] != "scale":  # the words of `scale_line`
+        return None
+    try:
+        replicas, for_s = int(words[2]), float(words[3])
+    except ValueError:
+        return None
+    return (words[1], replicas, for_s) if replicas >= 0 and 0 < for_s < float("inf") else None

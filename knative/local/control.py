@@ -1,7 +1,8 @@
 """The supervisor's control socket: one request a connection, a word and a newline; JSON back.
 
 `status` is answered once; `watch` with a line now and whenever something changes; `stop` by the
-end of the connection, when everything has stopped.
+end of the connection, when everything has stopped; `scale` with `ok`, or `no` if nothing is so
+called.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from remoe.errors import UnavailableError
-from remoe.runtime_status import RuntimeStatus
+from remoe.runtime_status import RuntimeStatus, parse_scale_line
 
 __all__ = ["ControlServer", "ask_status", "ask_stop"]
 
@@ -30,9 +31,16 @@ _TIMEOUT_S = 5.0
 class ControlServer:
     """Answers until `close`; `publish` tells the watchers."""
 
-    def __init__(self, *, status: Callable[[], RuntimeStatus], stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        status: Callable[[], RuntimeStatus],
+        stop: Callable[[], None],
+        scale: Callable[[str, int, float], bool],
+    ) -> None:
         self._status = status
         self._stop = stop
+        self._scale = scale
         self._server: asyncio.Server | None = None
         self._stopping: list[asyncio.StreamWriter] = []
         self._watchers: set[asyncio.StreamWriter] = set()
@@ -72,6 +80,11 @@ class ControlServer:
                 self.publish()
                 await reader.read()  # nothing comes: this is its end
                 self._watchers.discard(writer)
+            elif line.startswith(b"scale "):
+                wish = parse_scale_line(line)
+                done = wish is not None and self._scale(*wish)
+                writer.write(b"ok\n" if done else b"no\n")
+                await writer.drain()
             else:
                 writer.write(msgspec.json.encode(self._status()))
                 await writer.drain()

@@ -115,6 +115,13 @@ class Function:
             self._say("scaled_in", None, f"{name} scales down to {self.desired}")
         self._reconcile("scale_out")
 
+    def ask(self, replicas: int, for_s: float) -> None:
+        """Keep at least so many replicas for a while; with 0, none unless somebody is calling."""
+        self._autoscaler.ask(replicas, for_s)
+        idle = not any(replica.in_flight for replica in self.replicas)
+        if replicas or idle:
+            self.tick()
+
     def take_report(self, pid: int, fields: Mapping[str, str]) -> bool:
         """Take a datagram if one of our replicas sent it."""
         for replica in self.replicas:

@@ -75,7 +75,7 @@ class Supervisor:
         self._started_at = time.monotonic()
         self._cleanup = contextlib.AsyncExitStack()
         self._failure: BaseException | None = None
-        self._control = ControlServer(status=self.status, stop=self.stopping.set)
+        self._control = ControlServer(status=self.status, stop=self.stopping.set, scale=self.scale)
         self._change_noted = False
 
     async def __aenter__(self) -> Self:
@@ -114,6 +114,13 @@ class Supervisor:
         """Do not wait for requests in flight any longer."""
         for function in self.functions.values():
             function.kill()
+
+    def scale(self, name: str, replicas: int, for_s: float) -> bool:
+        """Take a wish for a function's replicas (remoe/runtime_status.py); False if unknown."""
+        function = self.functions.get(name)
+        if function is not None:
+            function.ask(replicas, for_s)
+        return function is not None
 
     def status(self) -> RuntimeStatus:
         return RuntimeStatus(

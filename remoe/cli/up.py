@@ -63,6 +63,13 @@ def up(
         float,
         typer.Option(help="Share of each layer's experts that is remote.", min=0.0, max=1.0),
     ] = 0.5,
+    policy: Annotated[
+        Literal["remoe", "moeless", "joint"],
+        typer.Option(
+            help="Who decides where experts are computed: the planner, loads foretold in flight, "
+            "or both."
+        ),
+    ] = "remoe",
     threads: Annotated[
         int | None, typer.Option(help="Cores to use.", min=1, show_default="all")
     ] = None,
@@ -140,6 +147,7 @@ def up(
             main_retention=main_retention,
             main_memory_mib=main_memory,
             remote_ratio=remote_ratio,
+            policy=policy,
             dtype=dtype,
             log_level=log_level,
             host=host,

@@ -175,3 +175,20 @@ def test_silence_always_ends_at_zero_and_traffic_never_does(load: list[float]) -
     busy = [max(0.01, level) for level in load]
     assert 0 not in cluster.run(len(busy) * 2, lambda now: busy[int(now) % len(busy)])
     assert cluster.run(400)[-1] == 0
+
+
+def test_what_is_asked_for_is_kept_within_bounds_until_it_ends() -> None:
+    cluster = Cluster(ScalingPolicy(initial_scale=0, max_scale=2, window_s=6), grace_s=0)
+    cluster.autoscaler.ask(3, 10)
+    assert cluster.run(10)[:4] == [2] * 4
+    assert cluster.run(20)[-1] == 0
+
+
+def test_a_function_let_go_sleeps_before_its_window_ends_and_a_call_keeps_it() -> None:
+    cluster = Cluster(ScalingPolicy(initial_scale=0, window_s=60), grace_s=0)
+    assert cluster.run(4, load=1)[-1] == 1
+    cluster.autoscaler.ask(0, 10)
+    assert cluster.run(2) == [0]
+    assert cluster.run(4, load=1)[-1] == 1
+    cluster.autoscaler.ask(0, 10)
+    assert cluster.run(4, load=1) == [1, 1]

@@ -268,3 +268,18 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan_and_the_next_start_cleans_up(
             assert (await get(f"{again.url}/pid")).status_code == 200
 
     asyncio.run(scenario())
+
+
+def test_a_function_is_started_and_let_go_when_somebody_asks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with supervise(tmp_path) as supervisor:
+            spec = supervisor.status().functions[0]
+            assert supervisor.scale(spec.name, 1, 60)
+            await until(lambda: status_of(supervisor).state == "ready")
+            await get(f"{supervisor.url}/pid")
+            assert supervisor.scale(spec.name, 0, 60)
+            await until(lambda: status_of(supervisor).state == "zero")
+            assert not supervisor.scale("nobody", 1, 60)
+            assert (await get(f"{supervisor.url}/pid")).status_code == 200
+
+    asyncio.run(scenario())
