@@ -48,6 +48,13 @@ def plan(
     price: Annotated[
         str | None, typer.Option(help="What if a GB·s cost so many USD: cpu=2e-5,gpu=1e-4.")
     ] = None,
+    policy: Annotated[
+        Literal["remoe", "moeless", "joint"] | None,
+        typer.Option(help="What would this policy do with such prompts?"),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(help="How many of them side by side, for --policy.", min=1)
+    ] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write everything as one self-contained page.")
@@ -104,6 +111,11 @@ def plan(
 
     console = Console()
     console.print(plan_table(told, console.width))
+    if policy is not None:
+        from remoe.cli.plan_policy import policy_sentences
+
+        for sentence in policy_sentences(policy, told.plan, topology, streams=streams):
+            console.print(sentence)
     if html is not None:
         typer.echo(f"page: {html}")
 

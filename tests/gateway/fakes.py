@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tokenizers import Tokenizer
 
+from remoe.balance_report import BalanceReport
 from remoe.experts import Partition
 from remoe.generation import (
     GenerateEvent,
@@ -72,6 +73,14 @@ def stats(request: GenerateRequest, tokens: int) -> GenerationStats:
         ),
         prefill_counts=[[len(request.prompt_tokens), 0]],
         decode_counts=[[0, tokens]],
+        balance=BalanceReport(
+            policy="joint",
+            layer_cv=[0.5],
+            scaled_cv=[0.125],
+            overlap=[0.75],
+            replicas={"experts-0": 2},
+            attached=3,
+        ),
     )
 
 

@@ -53,6 +53,11 @@ def test_a_request_in_metrics(
     assert seen["remoe_hit_rate_sum,kind=predicted"] == 0.75
     assert seen["remoe_activation_error_count"] == 1
     assert seen["remoe_actual_to_predicted_count,what=cost"] == 1
+    assert seen["remoe_layer_load_cv,layer=0,replicas=one"] == 0.5
+    assert seen["remoe_layer_load_cv,layer=0,replicas=scaled"] == 0.125
+    assert seen["remoe_layer_load_overlap,layer=0"] == 0.75
+    assert seen["remoe_function_wanted_replicas,function=experts-0"] == 2
+    assert seen["remoe_attached_experts"] == 3
     assert seen["remoe_queue_seconds_sum"] == 0.25
     assert seen["remoe_ledger_failing"] == 0
     assert seen["remoe_ledger_pending_rows"] == 0
