@@ -115,8 +115,8 @@ def test_weak_copies_are_fine_tuned_and_accurate_ones_left_alone(tmp_path: Path)
         assert row.tuned
         assert row.plain_overlap < 0.7
         assert row.overlap > 0.95
-        assert row.step_pearson > 0.95 > row.plain_step_pearson
-        assert row.pearson > 0.95
+        assert row.step_pearson > 0.9 > row.plain_step_pearson
+        assert row.pearson > 0.9
     # What was written is what is measured, on prompts that were not learned from.
     read = GateCopies.read(tmp_path / "gates", model_digest="sha256:m")
     held_out = turned.tokens_of(np.flatnonzero(turned.held_out()))
