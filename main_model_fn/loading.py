@@ -155,7 +155,7 @@ def load_split_model(
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
     if pool is not None:
-        use_native_layers(model, pool)
+        use_native_layers(model, pool, meter)
     return model
 
 

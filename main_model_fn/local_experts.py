@@ -25,6 +25,7 @@ __all__ = [
     "ExpertsModule",
     "LocalExperts",
     "NativeExperts",
+    "NativeResidents",
     "Residents",
     "TorchExperts",
 ]
@@ -83,15 +84,17 @@ class LocalExperts(Protocol):
         ...
 
 
-class _NativeResidents:
+class NativeResidents:
+    """Experts of one layer as the kernel has them."""
+
     def __init__(self, table: ExpertTable) -> None:
-        self._table = table
+        self.table = table
         self.experts = table.experts
 
     def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
         rows = batch.hidden.contiguous()
         index, gates = batch.index.contiguous(), batch.gate_weights
-        self._table.add(
+        self.table.add(
             total.data_ptr(),
             Matrix(rows.data_ptr(), KERNEL_DTYPES[rows.dtype]),
             index.data_ptr(),
@@ -134,9 +137,9 @@ class NativeExperts:
         self.residents = self._of(self.residents.experts - unwanted)
         self._let_go(unwanted)
 
-    def _of(self, resident: frozenset[int]) -> _NativeResidents:
+    def _of(self, resident: frozenset[int]) -> NativeResidents:
         checkpoint = self._checkpoint
-        return _NativeResidents(
+        return NativeResidents(
             self._kernel.table(
                 self._layer, resident, experts=checkpoint.experts, hidden=checkpoint.hidden_size
             )

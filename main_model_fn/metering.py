@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,16 +96,22 @@ class StepMeter:
 
     def record_routes(self, layer: int, top_k_index: NDArray[np.int64]) -> None:
         """Count the routes of one layer; `top_k_index` is [rows, top_k]."""
+        self.record_all_routes([layer], top_k_index[None])
+
+    def record_all_routes(self, layers: Sequence[int], top_k_index: NDArray[np.int64]) -> None:
+        """Count the routes of some layers; `top_k_index` is [layers, rows, top_k]."""
+        size = self._shape[0] * self._shape[1]
+        places = np.asarray(layers)[:, None, None] * self._shape[1] + top_k_index
         start = 0
         for span in self._step:
-            routes = top_k_index[start + span.repeated : start + span.rows]
+            routes = places[:, start + span.repeated : start + span.rows]
             start += span.rows
             for counts, part in (
-                (span.meter.prefill_counts, routes[: span.prefill]),
-                (span.meter.decode_counts, routes[span.prefill :]),
+                (span.meter.prefill_counts, routes[:, : span.prefill]),
+                (span.meter.decode_counts, routes[:, span.prefill :]),
             ):
-                if len(part):
-                    counts[layer] += np.bincount(part.ravel(), minlength=counts.shape[1])
+                if part.size:
+                    counts[:] += np.bincount(part.ravel(), minlength=size).reshape(self._shape)
 
     def record_call(self, rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:
         """Share one remote call among the requests whose rows it carried, by their rows."""

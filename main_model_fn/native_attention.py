@@ -13,10 +13,11 @@ from torch import nn
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from main_model_fn.native_dtypes import KERNEL_DTYPES
+from main_model_fn.native_linear import NativeLinear
 from remoe.kernel.native_library import Attention, NativePool
-from remoe.kernel.projector import Projector, StoredWeights
+from remoe.kernel.projector import Projector
 
-__all__ = ["NativeAttention"]
+__all__ = ["NativeAttention", "Paged", "paged_step"]
 
 # What some families do to scores or projections, and a short prompt may not show.
 _OTHERWISE = ("sinks", "softcap", "attn_logit_softcapping", "clip_qkv")
@@ -25,7 +26,7 @@ _OTHERWISE = ("sinks", "softcap", "attn_logit_softcapping", "clip_qkv")
 _MOST_ROWS, _MOST_KEYS = 8, 1024
 
 
-class _Paged(NamedTuple):
+class Paged(NamedTuple):
     """A layer's cache, [places, groups, width] each, and who of a step reads and writes where.
 
     `write` are the new tokens' places, `read` those of all a request's tokens, old and new; the
@@ -52,31 +53,21 @@ class NativeAttention(nn.Module):
         self.library = attention
         self._layer: int = cast("Any", attention).layer_idx
         self._pool = pool
-        self._norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        projections = _projections(attention)
-        self._out = attention.get_submodule("o_proj")
+        self.norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        projections = self.projections = _projections(attention)
+        self.out = cast("NativeLinear", attention.get_submodule("o_proj"))
         dtype = projections[0].weight.dtype
-        self._columns = [linear.out_features for linear in projections]
-        # The kernel has their addresses: kept alive here.
-        self._biases = [None if p.bias is None else p.bias.float() for p in projections]
+        self.columns = [linear.out_features for linear in projections]
         self._project = Projector(
             pool,
-            [
-                StoredWeights(
-                    linear.weight.data_ptr(),
-                    KERNEL_DTYPES[dtype],
-                    linear.out_features,
-                    None if bias is None else bias.data_ptr(),
-                )
-                for linear, bias in zip(projections, self._biases, strict=True)
-            ],
+            [linear.stored for linear in projections],
             width=projections[0].in_features,
             dtype=KERNEL_DTYPES[dtype],
         )
         width = _width(attention)
-        self._call = Attention(
-            heads=self._columns[0] // width,
-            groups=self._columns[1] // width,
+        self.call = Attention(  # of no rows
+            heads=self.columns[0] // width,
+            groups=self.columns[1] // width,
             width=width,
             dtype=KERNEL_DTYPES[dtype],
             scale=cast("Any", attention).scaling,
@@ -92,7 +83,7 @@ class NativeAttention(nn.Module):
         **kwargs: Any,
     ) -> Any:
         """As the library's: `hidden_states` [1, rows, hidden] of all requests of a step."""
-        paged = _paged(kwargs, self._layer)
+        paged = paged_step(kwargs, self._layer)
         if paged is None or position_embeddings is None:
             return self.library(
                 hidden_states,
@@ -108,20 +99,20 @@ class NativeAttention(nn.Module):
         self,
         hidden: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        paged: _Paged,
+        paged: Paged,
     ) -> torch.Tensor:
         """[rows, hidden] to the same."""
         hidden = hidden.contiguous()
         rows = len(hidden)
-        query, key, value = (hidden.new_empty((rows, columns)) for columns in self._columns)
+        query, key, value = (hidden.new_empty((rows, columns)) for columns in self.columns)
         self._project(rows, hidden.data_ptr(), (query.data_ptr(), key.data_ptr(), value.data_ptr()))
         query, key = (
-            part if norm is None else _normed(part, norm, self._call.width)
-            for part, norm in zip((query, key), self._norms, strict=True)
+            part if norm is None else _normed(part, norm, self.call.width)
+            for part, norm in zip((query, key), self.norms, strict=True)
         )
         cosine, sine = (part.reshape(rows, -1).contiguous() for part in position_embeddings)
         output = torch.empty_like(query)
-        call = self._call
+        call = self.call
         call.rows, call.requests, call.rotated = rows, len(paged.row_ends) - 1, cosine.shape[1]
         call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         call.cosine, call.sine = cosine.data_ptr(), sine.data_ptr()
@@ -130,7 +121,7 @@ class NativeAttention(nn.Module):
         call.row_ends, call.read_ends = paged.row_ends.data_ptr(), paged.read_ends.data_ptr()
         call.output = output.data_ptr()
         self._pool.attend(call)
-        result: torch.Tensor = self._out(output)
+        result: torch.Tensor = self.out(output)
         return result
 
     @classmethod
@@ -161,22 +152,22 @@ class NativeAttention(nn.Module):
             return False
         if cosine.shape != sine.shape or cosine.shape[:-1] != (1, rows) or cosine.dtype != dtype:
             return False
-        if cosine.shape[-1] % 2 or cosine.shape[-1] > self._call.width:
+        if cosine.shape[-1] % 2 or cosine.shape[-1] > self.call.width:
             return False
         self._returns_pair = isinstance(expected, tuple)
         if isinstance(expected, tuple):
             expected = expected[0]
-        shape = (rows, self._call.groups, self._call.width)
+        shape = (rows, self.call.groups, self.call.width)
         places, ends = torch.arange(rows), torch.tensor([0, rows], dtype=torch.int32)
-        cache = _Paged(hidden.new_zeros(shape), hidden.new_zeros(shape), places, ends, ends, places)
+        cache = Paged(hidden.new_zeros(shape), hidden.new_zeros(shape), places, ends, ends, places)
         got = self._attend(hidden[0], angles, cache).float()
         error = (got - expected[0].float()).abs().max()
         return bool(error <= 16 * torch.finfo(dtype).eps * expected.float().abs().max())
 
 
-def _projections(attention: nn.Module) -> list[nn.Linear]:
+def _projections(attention: nn.Module) -> list[NativeLinear]:
     names = ("q_proj", "k_proj", "v_proj")
-    return [cast("nn.Linear", getattr(attention, name)) for name in names]
+    return [cast("NativeLinear", getattr(attention, name)) for name in names]
 
 
 def _width(attention: nn.Module) -> int:
@@ -185,7 +176,7 @@ def _width(attention: nn.Module) -> int:
 
 def _has_the_shape(attention: nn.Module) -> bool:
     linears = ("q_proj", "k_proj", "v_proj", "o_proj")
-    if not all(isinstance(getattr(attention, name, None), nn.Linear) for name in linears):
+    if not all(isinstance(getattr(attention, name, None), NativeLinear) for name in linears):
         return False
     if not all(hasattr(attention, name) for name in ("head_dim", "scaling", "layer_idx")):
         return False
@@ -193,10 +184,9 @@ def _has_the_shape(attention: nn.Module) -> bool:
     if any(getattr(one, name, None) is not None for one in asked for name in _OTHERWISE):
         return False
     query, key, value = _projections(attention)
-    out, width = cast("nn.Linear", attention.o_proj), _width(attention)
+    out, width = cast("NativeLinear", attention.o_proj), _width(attention)
     return (
-        query.weight.dtype in KERNEL_DTYPES
-        and query.out_features == out.in_features
+        query.out_features == out.in_features
         and query.out_features % key.out_features == 0
         and key.out_features == value.out_features
         and key.out_features % width == 0
@@ -210,7 +200,7 @@ def _normed(part: torch.Tensor, norm: nn.Module, width: int) -> torch.Tensor:
     return normed.view(part.shape).contiguous()
 
 
-def _paged(kwargs: dict[str, Any], layer: int) -> _Paged | None:
+def paged_step(kwargs: dict[str, Any], layer: int) -> Paged | None:
     """What continuous batching says of a step and a layer; None if that is not for the kernel."""
     cache = kwargs.get("cache")
     if not isinstance(cache, PagedAttentionCache) or kwargs.get("block_table") is not None:
@@ -228,4 +218,4 @@ def _paged(kwargs: dict[str, Any], layer: int) -> _Paged | None:
     places = read if read.numel() else write
     keys, values = views[layer]
     ends = (kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"][kind])
-    return _Paged(keys, values, write, *ends, places)
+    return Paged(keys, values, write, *ends, places)

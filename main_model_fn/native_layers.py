@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from main_model_fn.metering import StepMeter
 from main_model_fn.native_attention import NativeAttention
+from main_model_fn.native_decoder import NativeDecoder
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.native_linear import NativeLinear
 from main_model_fn.native_norm import NativeNorm
@@ -22,10 +24,11 @@ _log = structlog.get_logger()
 
 
 @torch.no_grad()
-def use_native_layers(model: PreTrainedModel, pool: NativePool) -> Counter[str]:
+def use_native_layers(model: PreTrainedModel, pool: NativePool, meter: StepMeter) -> Counter[str]:
     """Replace linear layers, norms and attentions of a model on the CPU; how many of each.
 
-    A norm or an attention is replaced only if it gives the same for random input.
+    And all layers at once, where they are of one shape that the kernel knows. But for linear
+    layers, what is replaced is so only if that gives the same for random input.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
     done: Counter[str] = Counter()
@@ -42,6 +45,11 @@ def use_native_layers(model: PreTrainedModel, pool: NativePool) -> Counter[str]:
     replace("norm", lambda child: _norm(child, pool))
     replace("linear", lambda child: _linear(child, pool))
     replace("attention", lambda child: NativeAttention.replacing(child, rotary, pool))
+    body = model.base_model
+    decoder = NativeDecoder.replacing(body, pool, meter)
+    if decoder is not None:
+        body.forward = decoder
+        done["decoder"] = 1
     _log.info("native_layers", **done)
     return done
 

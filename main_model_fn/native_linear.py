@@ -26,19 +26,14 @@ class NativeLinear(nn.Linear):
         assert linear.weight.is_contiguous()  # noqa: S101  # as every loaded parameter is
         self._wide_bias = None if linear.bias is None else linear.bias.float()
         self._dtype = linear.weight.dtype
-        self._projector = Projector(
-            pool,
-            [
-                StoredWeights(
-                    address=linear.weight.data_ptr(),
-                    dtype=KERNEL_DTYPES[linear.weight.dtype],
-                    columns=linear.out_features,
-                    bias=None if self._wide_bias is None else self._wide_bias.data_ptr(),
-                )
-            ],
-            width=linear.in_features,
-            dtype=KERNEL_DTYPES[linear.weight.dtype],
+        dtype = KERNEL_DTYPES[linear.weight.dtype]
+        self.stored = StoredWeights(
+            address=linear.weight.data_ptr(),
+            dtype=dtype,
+            columns=linear.out_features,
+            bias=None if self._wide_bias is None else self._wide_bias.data_ptr(),
         )
+        self._projector = Projector(pool, [self.stored], width=linear.in_features, dtype=dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # torch's name
         """[..., in_features] to [..., out_features]."""

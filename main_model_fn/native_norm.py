@@ -19,9 +19,13 @@ class NativeNorm(nn.Module):
         self.weight = norm.get_parameter("weight")
         self._wide = self.weight.float().contiguous()  # kept alive: the kernel has its address
         self._pool = pool
-        self._norm = Norm(
-            width=len(self._wide), weight=self._wide.data_ptr(), epsilon=epsilon, input=Matrix()
-        )
+        self._epsilon = epsilon
+        self._norm = self.call(0, 0, None, None)
+
+    def call(self, rows: int, dtype: int, source: int | None, target: int | None) -> Norm:
+        """The same for rows of the library's type at one address, to another."""
+        values = Matrix(source, dtype)
+        return Norm(rows, len(self._wide), values, self._wide.data_ptr(), self._epsilon, target)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., width] to the same."""

@@ -46,14 +46,19 @@ class LayerExperts:
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
-        """Weighted sum over the routed experts; all tensors are [tokens, ...], output like hidden.
-
-        Remote calls leave first, local experts are computed while they fly.
-        """
+        """Weighted sum over the routed experts; all tensors are [tokens, ...], output like hidden."""
         batch = Batch(hidden, top_k_index.cpu(), top_k_weights)
         self._meter.record_routes(self.layer, batch.index.numpy())
         if self.observe is not None:
             self.observe(self.layer, hidden, batch.index)
+        return self.compute(module, batch)
+
+    def compute(self, module: ExpertsModule, batch: Batch) -> torch.Tensor:
+        """The same of routes that are already counted.
+
+        Remote calls leave first, local experts are computed while they fly.
+        """
+        hidden = batch.hidden
         residents = self.local.residents  # once: they may change while this batch is computed
         sent = []
         if remote := sorted(batch.experts - residents.experts):

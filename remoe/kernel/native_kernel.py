@@ -115,7 +115,7 @@ class ExpertTable:
         self._table = (ctypes.c_void_p * experts)(
             *(held[i].address if i in held else None for i in range(experts))
         )
-        self._routed = Routed(
+        self.call = Routed(  # without rows; it points into this table
             hidden=hidden,
             inner=next((one.inner for one in held.values()), 0),
             activation=_ACTIVATIONS[activation.name],
@@ -131,7 +131,7 @@ class ExpertTable:
         Addresses of float32 `total` [tokens, hidden], int64 `index` and float32 `gate`, both of
         `shape` [tokens, top_k]; `rows` is [tokens, hidden]. Not from two threads at once.
         """
-        routed = self._routed
+        routed = self.call
         routed.rows, routed.top_k = shape
         routed.index, routed.gate, routed.input, routed.output = index, gate, rows, total
         self._pool.route(routed)

@@ -14,17 +14,20 @@ from remoe.kernel.native import LIBRARY
 __all__ = [
     "DTYPES",
     "Attention",
+    "Decoding",
+    "Layer",
     "Matrix",
     "NativePool",
     "Norm",
     "Projection",
     "Projections",
     "Routed",
+    "Router",
     "native_variants",
 ]
 
 # As in native/kernel.h.
-_ABI = 4
+_ABI = 5
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 
@@ -107,6 +110,60 @@ class Attention(ctypes.Structure):
     )
 
 
+class Router(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("experts", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("normalized", ctypes.c_int64),
+        ("gate_dtype", ctypes.c_int64),
+        ("logits", Matrix),
+        ("index", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+    )
+
+
+class Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", Norm),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("experts_norm", Norm),
+        ("inputs", Projections),
+        ("output", Projections),
+        ("logits", Projections),
+        ("attention", Attention),
+        ("router", Router),
+        ("experts", Routed),
+    )
+
+
+class Decoding(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("dtype", ctypes.c_int64),
+        ("layers", ctypes.c_int64),
+        ("layer", ctypes.c_int64),
+        ("each", ctypes.c_void_p),
+        ("hidden", ctypes.c_void_p),
+        ("normed", ctypes.c_void_p),
+        ("given", ctypes.c_void_p),
+        ("added", ctypes.c_void_p),
+        ("total", ctypes.c_void_p),
+        ("index", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("requests", ctypes.c_int64),
+        ("rotated", ctypes.c_int64),
+        ("cosine", ctypes.c_void_p),
+        ("sine", ctypes.c_void_p),
+        ("write", ctypes.c_void_p),
+        ("row_ends", ctypes.c_void_p),
+        ("read_ends", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+    )
+
+
 class NativePool:
     """A variant of the arithmetic, `threads` to run it on, and their buffers. Safe from any thread.
 
@@ -151,6 +208,14 @@ class NativePool:
         """Put new keys and values into a paged cache, and attend to it."""
         self._checked(self._library.remoe_attend(self._handle, ctypes.byref(attention)))
 
+    def choose(self, router: Router) -> None:
+        """Choose each row's experts by its logits."""
+        self._checked(self._library.remoe_choose(self._handle, ctypes.byref(router)))
+
+    def decode(self, step: Decoding) -> None:
+        """Compute a decoder's layers until one has chosen an expert that is not in its table."""
+        self._checked(self._library.remoe_decode(self._handle, ctypes.byref(step)))
+
     def close(self) -> None:
         """End its threads; it must not be used again."""
         if self._handle:
@@ -184,7 +249,7 @@ def _open_library(path: Path) -> ctypes.CDLL:
         raise KernelUnavailableError(f"{path} was built from other sources: {again}")
     library.remoe_open.restype = ctypes.c_void_p
     library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
-    for name in ("forward", "route", "project", "normalize", "attend"):
+    for name in ("forward", "route", "project", "normalize", "attend", "choose", "decode"):
         getattr(library, f"remoe_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.remoe_close.argtypes = [ctypes.c_void_p]
     library.remoe_close.restype = None

@@ -295,7 +295,7 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
     return OK;
 }
 
-static int forward(struct kernel *kernel, const struct call *call) { /* with the call lock held */
+static int forward(struct kernel *kernel, const struct call *call) {
     int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
     if (status != OK) return status;
     kernel->call = call;
@@ -314,13 +314,6 @@ static int forward(struct kernel *kernel, const struct call *call) { /* with the
     }
     flush(kernel);
     return OK;
-}
-
-EXPORT int remoe_forward(struct kernel *kernel, const struct call *call) {
-    pthread_mutex_lock(&kernel->call_lock);
-    int status = forward(kernel, call);
-    pthread_mutex_unlock(&kernel->call_lock);
-    return status;
 }
 
 static inline int is_here(const struct routed *routed, size_t route) {
@@ -345,35 +338,33 @@ static void gather(const struct routed *routed, int64_t *offsets, int32_t *row_i
     }
 }
 
-EXPORT int remoe_route(struct kernel *kernel, const struct routed *routed) {
+static int route(struct kernel *kernel, const struct routed *routed) {
     size_t offset_bytes = (routed->experts + 2) * sizeof(int64_t);
     size_t bytes = offset_bytes + (size_t)routed->rows * routed->top_k * 8;
-    pthread_mutex_lock(&kernel->call_lock);
-    int status = grow(&kernel->routes, &kernel->route_bytes, bytes, 1, 1);
-    if (status == OK) {
-        int64_t *offsets = kernel->routes;
-        int32_t *row_index = (int32_t *)((char *)kernel->routes + offset_bytes);
-        float *gate_weight = (float *)(row_index + routed->rows * routed->top_k);
-        gather(routed, offsets, row_index, gate_weight);
-        struct call call = {
-            .hidden = routed->hidden, .inner = routed->inner, .activation = routed->activation,
-            .alpha = routed->alpha, .limit = routed->limit, .experts = routed->experts,
-            .rows = routed->rows, .expert = routed->table, .offsets = offsets,
-            .row_index = row_index, .gate_weight = gate_weight, .input = routed->input,
-            .output = routed->output};
-        if (offsets[routed->experts] > 0) status = forward(kernel, &call);
-    }
-    pthread_mutex_unlock(&kernel->call_lock);
-    return status;
+    if (grow(&kernel->routes, &kernel->route_bytes, bytes, 1, 1)) return NO_MEMORY;
+    int64_t *offsets = kernel->routes;
+    int32_t *row_index = (int32_t *)((char *)kernel->routes + offset_bytes);
+    float *gate_weight = (float *)(row_index + routed->rows * routed->top_k);
+    gather(routed, offsets, row_index, gate_weight);
+    struct call call = {
+        .hidden = routed->hidden, .inner = routed->inner, .activation = routed->activation,
+        .alpha = routed->alpha, .limit = routed->limit, .experts = routed->experts,
+        .rows = routed->rows, .expert = routed->table, .offsets = offsets,
+        .row_index = row_index, .gate_weight = gate_weight, .input = routed->input,
+        .output = routed->output};
+    return offsets[routed->experts] > 0 ? forward(kernel, &call) : OK;
 }
 
-EXPORT int remoe_normalize(struct kernel *kernel, const struct norm *norm) {
-    pthread_mutex_lock(&kernel->call_lock);
-    int status = grow(&kernel->thread, &kernel->thread_floats, padded(norm->width),
-                      kernel->threads, sizeof(float));
-    if (status == OK) kernel->variant->normalize(norm, kernel->thread);
-    pthread_mutex_unlock(&kernel->call_lock);
-    return status;
+/* Room for `floats` numbers of each thread's own. */
+static int grow_thread(struct kernel *kernel, size_t floats) {
+    return grow(&kernel->thread, &kernel->thread_floats, padded(floats), kernel->threads,
+                sizeof(float));
+}
+
+static int normalize(struct kernel *kernel, const struct norm *norm) {
+    if (grow_thread(kernel, norm->width)) return NO_MEMORY;
+    kernel->variant->normalize(norm, kernel->thread);
+    return OK;
 }
 
 static void attention_task(struct kernel *kernel, size_t task, size_t thread) {
@@ -382,52 +373,62 @@ static void attention_task(struct kernel *kernel, size_t task, size_t thread) {
                             kernel->thread + thread * kernel->thread_floats);
 }
 
-EXPORT int remoe_attend(struct kernel *kernel, const struct attention *attention) {
+static int attend(struct kernel *kernel, const struct attention *attention) {
     size_t most = 0;
     for (int64_t i = 0; i < attention->requests; i++) {
         size_t tokens = attention->read_ends[i + 1] - attention->read_ends[i];
         if (tokens > most) most = tokens;
     }
-    pthread_mutex_lock(&kernel->call_lock);
-    int status = grow(&kernel->thread, &kernel->thread_floats,
-                      padded(kernel->variant->attend_floats(attention, most)), kernel->threads,
-                      sizeof(float));
-    if (status == OK) {
-        kernel->attention = attention;
-        kernel->variant->remember(attention, 0, attention->rows, kernel->thread);
-        run(kernel, attention_task, attention->requests * attention->groups);
-    }
-    pthread_mutex_unlock(&kernel->call_lock);
-    return status;
+    if (grow_thread(kernel, kernel->variant->attend_floats(attention, most))) return NO_MEMORY;
+    kernel->attention = attention;
+    kernel->variant->remember(attention, 0, attention->rows, kernel->thread);
+    run(kernel, attention_task, attention->requests * attention->groups);
+    return OK;
 }
 
-EXPORT int remoe_project(struct kernel *kernel, const struct projections *all) {
-    pthread_mutex_lock(&kernel->call_lock);
+static int project(struct kernel *kernel, const struct projections *all) {
     size_t most = 0, tasks = 0;
     for (int64_t p = 0; p < all->count; p++)
         if ((size_t)all->projection[p].columns > most) most = all->projection[p].columns;
-    int status = prepare(kernel, all->input.dtype, all->width, smaller(most, step_for(all->width)));
-    if (status == OK) {
-        struct input input = {kernel->input, kernel->input_stride, 0, kernel->input_parts,
-                              kernel->packed_input};
-        kernel->projections = all;
-        for (int64_t p = 0; p < all->count; p++)
-            tasks += steps(all->projection[p].columns, kernel->inner_step);
-        for (size_t first = 0; first < (size_t)all->rows; first += BLOCK_ROWS) {
-            kernel->first_row = first;
-            kernel->rows = input.rows = smaller(all->rows - first, BLOCK_ROWS);
-            for (size_t r = 0; r < kernel->rows; r++) {
-                float *to = kernel->input + r * kernel->input_stride;
-                kernel->variant->widen(to, all->input, (first + r) * all->width, all->width);
-                memset(to + all->width, 0, (kernel->input_stride - all->width) * sizeof *to);
-            }
-            kernel->variant->pack(input, all->width, 0, padded(all->width));
-            run(kernel, projection_task, tasks);
+    if (prepare(kernel, all->input.dtype, all->width, smaller(most, step_for(all->width))))
+        return NO_MEMORY;
+    struct input input = {kernel->input, kernel->input_stride, 0, kernel->input_parts,
+                          kernel->packed_input};
+    kernel->projections = all;
+    for (int64_t p = 0; p < all->count; p++)
+        tasks += steps(all->projection[p].columns, kernel->inner_step);
+    for (size_t first = 0; first < (size_t)all->rows; first += BLOCK_ROWS) {
+        kernel->first_row = first;
+        kernel->rows = input.rows = smaller(all->rows - first, BLOCK_ROWS);
+        for (size_t r = 0; r < kernel->rows; r++) {
+            float *to = kernel->input + r * kernel->input_stride;
+            kernel->variant->widen(to, all->input, (first + r) * all->width, all->width);
+            memset(to + all->width, 0, (kernel->input_stride - all->width) * sizeof *to);
         }
+        kernel->variant->pack(input, all->width, 0, padded(all->width));
+        run(kernel, projection_task, tasks);
     }
-    pthread_mutex_unlock(&kernel->call_lock);
-    return status;
+    return OK;
 }
+
+#include "decoder.h"
+
+/* One call at a time; the others wait for it. */
+#define ONE_AT_A_TIME(name, type)                                                              \
+    EXPORT int remoe_##name(struct kernel *kernel, type *call) {                               \
+        pthread_mutex_lock(&kernel->call_lock);                                                \
+        int status = name(kernel, call);                                                       \
+        pthread_mutex_unlock(&kernel->call_lock);                                              \
+        return status;                                                                         \
+    }
+
+ONE_AT_A_TIME(forward, const struct call)
+ONE_AT_A_TIME(route, const struct routed)
+ONE_AT_A_TIME(project, const struct projections)
+ONE_AT_A_TIME(normalize, const struct norm)
+ONE_AT_A_TIME(attend, const struct attention)
+ONE_AT_A_TIME(choose, const struct router)
+ONE_AT_A_TIME(decode, struct decoding)
 
 EXPORT int64_t remoe_kernel_abi(void) {
     return REMOE_KERNEL_ABI;

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 4
+#define REMOE_KERNEL_ABI 5
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -97,6 +97,46 @@ struct projections {
     const struct projection *projection; /* [count] */
 };
 
+/* Where rows go: to the experts of the `top_k` largest of softmax(logits), in falling order. Their
+ * weights are those numbers, divided by their sum if `normalized`, and rounded to a type. */
+struct router {
+    int64_t rows, experts, top_k, normalized, gate_dtype;
+    struct matrix logits; /* [rows, experts] */
+    int64_t *index;       /* [rows, top_k] */
+    float *gate;          /* [rows, top_k] */
+};
+
+/* A decoder's layer of Llama's shape, x += attention(norm(x)) and x += experts(norm(x)), as the
+ * calls above for one token; norms without a weight are left out. What differs from step to step
+ * (rows, who of them attends to what, a router's outputs) is `decoding`'s. */
+struct layer {
+    struct norm input_norm, query_norm, key_norm, experts_norm;
+    struct projections inputs, output, logits; /* of query, key and value; of heads; of the router */
+    struct attention attention;
+    struct router router;
+    struct routed experts;
+};
+
+/* A step through layers, of new tokens `hidden` [rows, width]. Where a chosen expert is not in the
+ * table it stops: `layer` says where, `normed` [rows, width] and the router's outputs what is to be
+ * computed. It goes on if called again with the experts' result as `given`. */
+struct decoding {
+    int64_t rows, width, dtype, layers;
+    int64_t layer;               /* where to start, and then where it stopped, or `layers` */
+    const struct layer *each;    /* [layers] */
+    void *hidden, *normed;
+    const void *given;           /* [rows, width], or NULL */
+    void *added;                 /* [rows, width], room for what is added to `hidden` */
+    float *total;                /* [rows, width], room for a sum over experts */
+    int64_t *index;              /* [layers, rows, top_k] */
+    float *gate;                 /* [rows, top_k] */
+    int64_t requests, rotated;   /* and so on: as in `attention` */
+    const void *cosine, *sine;
+    const int64_t *write;
+    const int32_t *row_ends, *read_ends;
+    const int64_t *read;
+};
+
 /* What one instruction set provides. Inputs of a projection are float32 [rows, stride], padded to
  * a multiple of PADDING with zeros, and may also have to be packed: `group_rows` rows at a time,
  * `group_bytes(width)` for each group (0: not needed). */
@@ -132,6 +172,8 @@ struct variant {
     void (*project)(float *out, size_t out_stride, struct input input, struct matrix weights,
                     size_t width, size_t first, size_t last, float *scratch);
     void (*normalize)(const struct norm *norm, float *scratch); /* [padded width] */
+    void (*choose)(const struct router *router, float *scratch); /* [padded experts] */
+    void (*add)(void *to, const void *from, int64_t dtype, size_t count); /* rounded once */
     /* Rotate and store the keys of some rows, and store their values. */
     void (*remember)(const struct attention *attention, size_t first, size_t last, float *scratch);
     /* One request's rows against one group of heads. */

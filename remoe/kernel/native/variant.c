@@ -323,6 +323,48 @@ static void normalize(const struct norm *norm, float *scratch) {
 
 #include "attention.h"
 
+static void choose_experts(const struct router *router, float *scratch) {
+    size_t experts = router->experts, top_k = router->top_k;
+    for (size_t r = 0; r < (size_t)router->rows; r++) {
+        int64_t *index = router->index + r * top_k;
+        float *gate = router->gate + r * top_k, sum = 0;
+        widen(scratch, router->logits, r * experts, experts);
+        float factor = softmax(scratch, experts);
+        for (size_t k = 0; k < top_k; k++) {
+            size_t best = experts;
+            for (size_t e = 0; e < experts; e++) { /* -1: taken. NaN is taken last */
+                if (scratch[e] == -1.0f) continue;
+                if (best == experts || scratch[e] > scratch[best]) best = e;
+            }
+            index[k] = (int64_t)best;
+            gate[k] = scratch[best] * factor;
+            sum += gate[k];
+            scratch[best] = -1.0f;
+        }
+        if (router->normalized)
+            for (size_t k = 0; k < top_k; k++) gate[k] /= sum;
+        if (router->gate_dtype != FLOAT32)
+            for (size_t k = 0; k < top_k; k++) {
+                uint16_t rounded;
+                narrow(&rounded, router->gate_dtype, gate + k, 1);
+                widen(gate + k, (struct matrix){&rounded, router->gate_dtype}, 0, 1);
+            }
+    }
+}
+
+/* to += from. */
+static void add(void *to, const void *from, int64_t dtype, size_t count) {
+    size_t item = bytes_of(dtype);
+    for (size_t i = 0; i < count; i += LANES) {
+        size_t here = smaller(count - i, LANES);
+        float sum[LANES];
+        char *at = (char *)to + i * item;
+        store_float(sum, load_partial(at, dtype, here) +
+                             load_partial((const char *)from + i * item, dtype, here));
+        narrow(at, dtype, sum, here);
+    }
+}
+
 static int supported(void) {
 #if defined(__AMX_BF16__)
     return __builtin_cpu_supports("avx512bw") && amx_supported();
@@ -352,6 +394,8 @@ const struct variant VARIANT_OBJECT(VARIANT) = {
     .scratch_floats = scratch_floats,
     .project = project,
     .normalize = normalize,
+    .choose = choose_experts,
+    .add = add,
     .remember = remember,
     .attend = attend,
     .attend_floats = attend_floats,

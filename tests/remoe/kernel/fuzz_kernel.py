@@ -17,9 +17,10 @@ from remoe.activation import Activation, ActivationName
 from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import Matrix, NativePool, Norm, native_variants
 from remoe.kernel.projector import Projector, StoredWeights
+from tests.remoe.kernel.decoder_cases import random_decoder
 from tests.remoe.kernel.kernel_cases import DTYPES, random_case
-from tests.remoe.kernel.test_layers import DTYPES as TORCH_DTYPES
-from tests.remoe.kernel.test_layers import make_step
+from tests.remoe.kernel.paged_cases import DTYPES as TORCH_DTYPES
+from tests.remoe.kernel.paged_cases import make_step
 
 
 def project(rng: np.random.Generator, variant: str, library: Path) -> None:
@@ -53,6 +54,17 @@ def attend(rng: np.random.Generator, variant: str, library: Path) -> None:
     output = step.attend(pool)
     pool.close()
     np.testing.assert_allclose(output.double(), step.expected(), rtol=0.02, atol=0.02)
+
+
+def decode(rng: np.random.Generator, variant: str, library: Path) -> None:
+    """Some layers in one call: its buffers are handed from part to part."""
+    pool = NativePool(threads=2, spins=int(rng.integers(50)), variant=variant, library=library)
+    case = random_decoder(rng, pool)
+    together, stops = case.together()
+    expected, expected_stops = case.one_by_one()
+    pool.close()
+    assert stops == expected_stops
+    np.testing.assert_array_equal(together.float(), expected.float())
 
 
 def route(rng: np.random.Generator, variant: str, library: Path) -> None:
@@ -115,6 +127,7 @@ def main() -> None:
         project(rng, variant, library)
         attend(rng, variant, library)
         route(rng, variant, library)
+        decode(rng, variant, library)
         cases += 1
     sys.stdout.write(f"{cases} cases\n")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,12 @@ from hypothesis import strategies as st
 
 from remoe.experts import ExpertId
 from remoe.kernel.native_kernel import NativeKernel
-from remoe.kernel.native_library import Attention, Matrix, NativePool, Norm, native_variants
+from remoe.kernel.native_library import Matrix, NativePool, Norm, Router, native_variants
+from tests.remoe.kernel.decoder_cases import random_decoder
 from tests.remoe.kernel.kernel_cases import random_case
+from tests.remoe.kernel.paged_cases import DTYPES, Step, make_step, rotated
 
 VARIANTS = ("amx", "avx512", "avx2", "neon", "portable")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 STEP = {torch.float32: 2**-22, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 property_settings = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -114,118 +114,6 @@ def test_norms(
     assert ((output.double() - exact).abs() <= 2 * STEP[dtype] * exact.abs() + 1e-7).all()
 
 
-@dataclass(frozen=True)
-class Step:
-    """New tokens of some requests, and a paged cache with their old ones."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    cosine: torch.Tensor
-    sine: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    new: list[int]
-    places: list[list[int]]
-
-    def attend(self, pool: NativePool) -> torch.Tensor:
-        """[rows, heads, width]; the cache is changed as a step changes it."""
-        rows, heads, width = self.query.shape
-        write = torch.tensor(
-            [at for new, places in zip(self.new, self.places, strict=True) for at in places[-new:]]
-        )
-        read = torch.tensor([place for places in self.places for place in places])
-        row_ends = torch.tensor([0, *np.cumsum(self.new)], dtype=torch.int32)
-        read_ends = torch.tensor(
-            [0, *np.cumsum([len(places) for places in self.places])], dtype=torch.int32
-        )
-        output = torch.full_like(self.query, torch.nan)
-        tensors = (self.query, self.key, self.value, self.cosine, self.sine, self.keys, self.values)
-        pool.attend(
-            Attention(
-                rows,
-                len(self.new),
-                heads,
-                self.key.shape[1],
-                width,
-                self.cosine.shape[1],
-                DTYPES[self.query.dtype],
-                width**-0.5,
-                *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
-                write.data_ptr(),
-                row_ends.data_ptr(),
-                read_ends.data_ptr(),
-                read.data_ptr(),
-                output.data_ptr(),
-            )
-        )
-        return output
-
-    def expected(self) -> torch.Tensor:
-        """The same in float64, after `attend` has put the new keys and values into the cache."""
-        query = rotated(self.query.double(), self.cosine.double(), self.sine.double())
-        sharing = self.query.shape[1] // self.key.shape[1]
-        outputs, row = [], 0
-        for new, places in zip(self.new, self.places, strict=True):
-            keys, values = (
-                cache[places].double().repeat_interleave(sharing, 1)
-                for cache in (self.keys, self.values)
-            )
-            for r in range(new):
-                seen = len(places) - new + r + 1
-                scores = torch.einsum("hd,thd->ht", query[row], keys[:seen])
-                weights = (scores * query.shape[-1] ** -0.5).softmax(-1)
-                outputs.append(torch.einsum("ht,thd->hd", weights, values[:seen]))
-                row += 1
-        return torch.stack(outputs)
-
-
-def rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    part, rest = x[..., : cosine.shape[1]], x[..., cosine.shape[1] :]
-    first, second = part.chunk(2, -1)
-    turned = torch.cat([-second, first], -1)
-    return torch.cat([part * cosine[:, None] + turned * sine[:, None], rest], -1)
-
-
-def make_step(
-    seed: int,
-    groups: int,
-    sharing: int,
-    width: int,
-    rotary: int,
-    dtype: torch.dtype,
-    lengths: list[tuple[int, int]],
-) -> Step:
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    new = [n for _, n in lengths]
-    rows, page = sum(new), 8
-    tokens = [old + n for old, n in lengths]
-    pages = [-(-count // page) for count in tokens]
-    free = rng.permutation(sum(pages)).tolist()
-    places = []
-    for count, wanted in zip(tokens, pages, strict=True):
-        mine = [free.pop() for _ in range(wanted)]
-        places.append([mine[t // page] * page + t % page for t in range(count)])
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    angles = torch.rand(rows, rotary // 2, generator=generator).repeat(1, 2) * 6
-    cache = (sum(pages) * page, groups, width)
-    return Step(
-        normal(rows, groups * sharing, width),
-        normal(rows, groups, width),
-        normal(rows, groups, width),
-        angles.cos().to(dtype),
-        angles.sin().to(dtype),
-        normal(*cache),
-        normal(*cache),
-        new,
-        places,
-    )
-
-
 steps = st.builds(
     make_step,
     seed=st.integers(0, 2**31),
@@ -276,3 +164,68 @@ def test_a_rows_attention_does_not_depend_on_the_rows_beside_it(every_pool: Nati
         )
         assert torch.equal(alone.attend(every_pool), outputs[rows])
         start += new
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 9),
+    experts=st.integers(1, 70),
+    normalized=st.booleans(),
+    dtype=st.sampled_from(list(DTYPES)),
+)
+@property_settings
+def test_the_likeliest_experts_are_chosen(
+    every_pool: NativePool,
+    seed: int,
+    rows: int,
+    experts: int,
+    normalized: bool,
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # No two alike, whatever the type: else either may be chosen.
+    logits = torch.stack([torch.randperm(experts, generator=generator) for _ in range(rows)])
+    logits = (logits.float() / 4 - 5).to(dtype)
+    top_k = min(experts, 1 + seed % 8)
+    index = torch.full((rows, top_k), -1)
+    gate = torch.full((rows, top_k), torch.nan)
+    every_pool.choose(
+        Router(
+            rows,
+            experts,
+            top_k,
+            normalized,
+            DTYPES[dtype],
+            Matrix(logits.data_ptr(), DTYPES[dtype]),
+            index.data_ptr(),
+            gate.data_ptr(),
+        )
+    )
+    weights, chosen = logits.double().softmax(-1).topk(top_k)
+    assert torch.equal(index, chosen)
+    expected = weights / weights.sum(-1, keepdim=True) if normalized else weights
+    assert ((gate - expected).abs() <= 2 * STEP[dtype] * expected + 1e-7).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_whatever_the_logits_the_chosen_are_different_experts(
+    every_pool: NativePool, value: float
+) -> None:
+    logits, index, gate = torch.zeros(2, 5), torch.full((2, 5), -1), torch.zeros(2, 5)
+    logits[0], logits[1, 3] = value, value
+    matrix = Matrix(logits.data_ptr(), 0)
+    every_pool.choose(Router(2, 5, 5, 1, 0, matrix, index.data_ptr(), gate.data_ptr()))
+    assert index.sort(-1).values.tolist() == [list(range(5))] * 2
+
+
+@given(seed=st.integers(0, 2**31), dtype=st.sampled_from(list(DTYPES)))
+@property_settings
+def test_layers_together_are_the_same_bits_as_their_parts_one_by_one(
+    every_pool: NativePool, seed: int, dtype: torch.dtype
+) -> None:
+    case = random_decoder(np.random.default_rng(seed), every_pool, dtype)
+    together, stops = case.together()
+    expected, expected_stops = case.one_by_one()
+    assert stops == expected_stops
+    assert torch.isfinite(expected).all()
+    assert torch.equal(together, expected)
