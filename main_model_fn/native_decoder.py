@@ -52,7 +52,9 @@ class NativeDecoder:
         paged = None
         if input_ids is not None and position_ids is not None:
             paged = paged_step(kwargs, self._numbers[0])
-        if paged is None or not self._knows(kwargs["cache"]):
+        # Who wants to see each layer's input is asked by the modules.
+        watched = any(split.observe is not None for split in self._splits)
+        if paged is None or watched or not self._knows(kwargs["cache"]):
             return self._library(input_ids=input_ids, position_ids=position_ids, **kwargs)
         hidden = self._embed(input_ids)
         angles = self._rotary(hidden, position_ids=position_ids)
