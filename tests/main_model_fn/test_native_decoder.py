@@ -170,7 +170,7 @@ def _twice(output: Any) -> Any:
 def doubled(module: nn.Module) -> None:
     """A module that gives twice what it gave."""
     inner = module.forward
-    module.forward = lambda *args, **kwargs: _twice(inner(*args, **kwargs))  # type: ignore[method-assign]
+    module.forward = lambda *args, **kwargs: _twice(inner(*args, **kwargs))
 
 
 def biased(router: nn.Module) -> None:

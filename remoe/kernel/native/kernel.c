@@ -34,20 +34,24 @@ struct segment {
 struct kernel;
 typedef void task_function(struct kernel *, size_t task, size_t thread);
 
+/* The tasks of a round as one number: which round, how many, and the next to be taken. */
+#define TASK_BITS 20
+#define TASK_MASK ((UINT64_C(1) << TASK_BITS) - 1)
+
 /* Threads that take tasks from a counter. A result does not depend on who computes it, so neither
  * does it on the number of threads. A thread without work looks for more `spins` times before it
- * sleeps: waking it costs as much as a small projection. */
+ * sleeps: waking it costs as much as a small projection. The lock is for sleeping alone. */
 struct kernel {
     const struct variant *variant;
     size_t threads, spins;
     pthread_mutex_t call_lock; /* one call at a time */
 
-    pthread_mutex_t lock; /* guards the fields up to `helpers`; who spins may look at the atomic */
+    task_function *function; /* of the round */
+    _Atomic uint64_t tasks;
+    _Atomic size_t left;              /* tasks not yet done */
+    _Atomic int sleepers, waits, closing; /* helpers asleep; whether the caller is */
+    pthread_mutex_t lock;
     pthread_cond_t work, finished;
-    task_function *function;
-    size_t next, total;
-    _Atomic size_t rounds, running; /* calls of run(), and tasks under way */
-    int closing;
     pthread_t *helpers; /* [threads - 1] */
 
     /* The call at hand, of one kind or the other, and buffers that grow to the largest seen. */
@@ -68,16 +72,21 @@ struct kernel {
     size_t inner_step, hidden_step, input_parts;
 };
 
-static void take_tasks(struct kernel *kernel, size_t thread) { /* with the lock held */
-    while (kernel->next < kernel->total) {
-        size_t task = kernel->next++;
-        task_function *function = kernel->function;
-        kernel->running++;
-        pthread_mutex_unlock(&kernel->lock);
-        function(kernel, task, thread);
-        pthread_mutex_lock(&kernel->lock);
-        kernel->running--;
+/* Do what is left of the round, and return its number. A task is taken only if the round is still
+ * the one that was looked at, and a round ends only when all its tasks are done. */
+static uint64_t take_tasks(struct kernel *kernel, size_t thread) {
+    uint64_t now = atomic_load(&kernel->tasks);
+    while ((now & TASK_MASK) < (now >> TASK_BITS & TASK_MASK)) {
+        if (!atomic_compare_exchange_weak(&kernel->tasks, &now, now + 1)) continue;
+        kernel->function(kernel, now & TASK_MASK, thread);
+        if (atomic_fetch_sub(&kernel->left, 1) == 1 && atomic_load(&kernel->waits)) {
+            pthread_mutex_lock(&kernel->lock);
+            pthread_cond_signal(&kernel->finished);
+            pthread_mutex_unlock(&kernel->lock);
+        }
+        now = atomic_load(&kernel->tasks);
     }
+    return now >> 2 * TASK_BITS;
 }
 
 struct helper_argument {
@@ -93,43 +102,48 @@ static inline void relax(void) {
 #endif
 }
 
+static int has_news(struct kernel *kernel, uint64_t seen) {
+    return atomic_load(&kernel->tasks) >> 2 * TASK_BITS != seen || atomic_load(&kernel->closing);
+}
+
 static void *help(void *argument) {
     struct helper_argument given = *(struct helper_argument *)argument;
     struct kernel *kernel = given.kernel;
     free(argument);
-    pthread_mutex_lock(&kernel->lock);
-    while (!kernel->closing) {
-        size_t seen = kernel->rounds;
-        take_tasks(kernel, given.thread);
-        if (kernel->running == 0) pthread_cond_signal(&kernel->finished);
-        pthread_mutex_unlock(&kernel->lock);
-        for (size_t i = 0; i < kernel->spins && kernel->rounds == seen; i++) relax();
+    while (!atomic_load(&kernel->closing)) {
+        uint64_t seen = take_tasks(kernel, given.thread);
+        for (size_t i = 0; i < kernel->spins && !has_news(kernel, seen); i++) relax();
+        if (has_news(kernel, seen)) continue;
         pthread_mutex_lock(&kernel->lock);
-        while (kernel->rounds == seen && !kernel->closing)
-            pthread_cond_wait(&kernel->work, &kernel->lock);
+        atomic_fetch_add(&kernel->sleepers, 1); /* before the last look: run() looks after news */
+        while (!has_news(kernel, seen)) pthread_cond_wait(&kernel->work, &kernel->lock);
+        atomic_fetch_sub(&kernel->sleepers, 1);
+        pthread_mutex_unlock(&kernel->lock);
     }
-    pthread_mutex_unlock(&kernel->lock);
     return NULL;
 }
 
 static void run(struct kernel *kernel, task_function *function, size_t tasks) {
-    if (kernel->threads == 1) {
+    if (kernel->threads == 1 || tasks <= 1) {
         for (size_t task = 0; task < tasks; task++) function(kernel, task, 0);
         return;
     }
-    pthread_mutex_lock(&kernel->lock);
+    uint64_t round = (atomic_load(&kernel->tasks) >> 2 * TASK_BITS) + 1;
     kernel->function = function;
-    kernel->next = 0;
-    kernel->total = tasks;
-    kernel->rounds++;
-    pthread_cond_broadcast(&kernel->work);
-    take_tasks(kernel, 0);
-    if (kernel->running > 0) {
-        pthread_mutex_unlock(&kernel->lock);
-        for (size_t i = 0; i < kernel->spins && kernel->running > 0; i++) relax();
+    atomic_store(&kernel->left, tasks);
+    atomic_store(&kernel->tasks, round << 2 * TASK_BITS | (uint64_t)tasks << TASK_BITS);
+    if (atomic_load(&kernel->sleepers)) {
         pthread_mutex_lock(&kernel->lock);
+        pthread_cond_broadcast(&kernel->work);
+        pthread_mutex_unlock(&kernel->lock);
     }
-    while (kernel->running > 0) pthread_cond_wait(&kernel->finished, &kernel->lock);
+    take_tasks(kernel, 0);
+    for (size_t i = 0; i < kernel->spins && atomic_load(&kernel->left); i++) relax();
+    if (!atomic_load(&kernel->left)) return;
+    pthread_mutex_lock(&kernel->lock);
+    atomic_store(&kernel->waits, 1);
+    while (atomic_load(&kernel->left)) pthread_cond_wait(&kernel->finished, &kernel->lock);
+    atomic_store(&kernel->waits, 0);
     pthread_mutex_unlock(&kernel->lock);
 }
 
@@ -443,7 +457,7 @@ EXPORT const char *remoe_variant(int64_t i) {
 
 EXPORT void remoe_close(struct kernel *kernel) {
     pthread_mutex_lock(&kernel->lock);
-    kernel->closing = 1;
+    atomic_store(&kernel->closing, 1);
     pthread_cond_broadcast(&kernel->work);
     pthread_mutex_unlock(&kernel->lock);
     for (size_t i = 0; i + 1 < kernel->threads; i++) pthread_join(kernel->helpers[i], NULL);
