@@ -4,7 +4,8 @@
 
 Each contender runs in a process of its own on the first `--threads` processors, one after another:
 `generate`, transformers' continuous batching, and Remoe with all experts here and with half of
-them in real expert functions on the same processors. Prompts are random tokens, so routes are as
+them in real expert functions on the same processors; and llama.cpp on the same weights, if its
+library is there (bench/llama_peer.py). Prompts are random tokens, so routes are as
 spread as they get. The floor is the bytes of one token's weights over the memory's measured rate.
 """
 
@@ -188,6 +189,14 @@ def run_remoe(model_dir: Path, share: float) -> dict[str, float]:
     }
 
 
+def run_llama(model_dir: Path) -> dict[str, float]:
+    from llama_peer import run_llama_cpp
+
+    prompts = [random_prompt(seed, _PROMPT) for seed in range(3)]
+    long = [random_prompt(seed, _LONG) for seed in range(4)]
+    return run_llama_cpp(model_dir, prompts, long, _TOKENS)
+
+
 @contextmanager
 def expert_functions(checkpoint: object, model_dir: Path) -> Iterator[object]:
     """One expert function for all layers, as the runtime would start it."""
@@ -238,8 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model-dir", type=Path, help="default: the built default model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", choices=["generate", "continuous", "local", "half"])
+    parser.add_argument("--child", choices=["generate", "continuous", "llama", "local", "half"])
     args = parser.parse_args()
+    import llama_peer
+
     from remoe.cli.model import built_model
 
     model_dir = args.model_dir or built_model()
@@ -248,6 +259,7 @@ def main() -> None:
         runs = {
             "generate": run_generate,
             "continuous": run_continuous,
+            "llama": run_llama,
             "local": lambda folder: run_remoe(folder, 0.0),
             "half": lambda folder: run_remoe(folder, 0.5),
         }
@@ -266,6 +278,8 @@ def main() -> None:
         "local": "Remoe, all experts here",
         "half": "Remoe, half of them remote",
     }
+    if llama_peer.available():
+        names["llama"] = "llama.cpp, the same weights"
     for child, name in names.items():
         command = [sys.executable, __file__, "--child", child, "--model-dir", str(model_dir)]
         done = subprocess.run(
