@@ -19,16 +19,14 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from main_model_fn.experts_modules import checked_experts
 from main_model_fn.fan_out import FanOut
+from main_model_fn.heterogeneous import HeterogeneousExperts, Machine
+from main_model_fn.hot_experts import HotBudget
 from main_model_fn.live_partition import check_partition
-from main_model_fn.local_experts import (
-    ExpertWeights,
-    LocalExperts,
-    NativeExperts,
-    TorchExperts,
-)
+from main_model_fn.local_experts import LocalExperts, NativeExperts, TorchExperts
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_layers import use_native_layers
 from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
+from main_model_fn.streaming import ExpertWeights
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
@@ -45,8 +43,8 @@ class WeightReader:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint = checkpoint
-        self._dtype = dtype
-        self._device = device
+        self.dtype = dtype
+        self.device = device
         paths = {checkpoint.path_of(name) for name in checkpoint.names}
         self._files = {path: safe_open(path, framework="pt") for path in paths}
 
@@ -70,7 +68,7 @@ class WeightReader:
         layout = self._checkpoint.family.layout
         index = expert.index if layout.stacked else None
         parts = {
-            template: self.expert_part(name, index).to(self._device, self._dtype)
+            template: self.expert_part(name, index).to(self.device, self.dtype)
             for template, name in zip(
                 layout.templates, self._checkpoint.family.expert_names(expert), strict=True
             )
@@ -97,7 +95,7 @@ class WeightReader:
         family = self._checkpoint.family
         names = {family.module_name(name): name for name in self._checkpoint.non_expert_names}
         return {
-            module_name: self.tensor(name).to(self._device, dtype_of(module_name))
+            module_name: self.tensor(name).to(self.device, dtype_of(module_name))
             for module_name, name in names.items()
         }
 
@@ -112,12 +110,15 @@ def load_split_model(
     function_memory_gb: Mapping[int, float],
     meter: StepMeter,
     pool: NativePool | None = None,
+    hot: HotBudget | None = None,
     payload_limit_bytes: int = MAX_BODY_BYTES,
 ) -> PreTrainedModel:
     """The model in `model_dir` with the experts of `partition.remote` behind `transport`.
 
-    With a `pool`, which needs the CPU as device, experts and linear layers are computed natively,
-    and resident experts stay in the mapped files; without one torch computes copies of them.
+    With a `pool` and the CPU as device, experts and linear layers are computed natively, and
+    resident experts stay in the mapped files. With a pool and a GPU both compute experts, those
+    within the `hot` budget from the GPU's memory (given one, the CPU can stand in for the GPU).
+    Without a pool torch computes copies of them on the device.
     `dtype` None means the checkpoint's own; `function_memory_gb` is by layer, for those that have
     experts. Raises CheckpointError if the partition is not this model's, tensors are missing, or
     the experts are of a kind that is not supported.
@@ -130,15 +131,13 @@ def load_split_model(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     reader = WeightReader(checkpoint, dtype, device)
-    kernel = pool and NativeKernel(checkpoint.expert, pool, activation=checkpoint.activation)
+    if device.type != "cpu":
+        hot = hot or HotBudget(0)
+    new_local = _local_experts(checkpoint, partition, reader, pool, hot)
     for layer, module in checked_experts(model, checkpoint).items():
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-        local: LocalExperts = (
-            NativeExperts(layer, kernel, checkpoint)
-            if kernel
-            else TorchExperts(layer, reader.expert)
-        )
+        local = new_local(layer)
         local.attach(partition.local(layer))
         fan_out = FanOut(
             layer=layer,
@@ -154,9 +153,33 @@ def load_split_model(
     _load_non_experts(model, reader, dtype)
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
-    if pool is not None:
+    if pool is not None and hot is None:
         use_native_layers(model, pool, meter)
     return model
+
+
+def _local_experts(
+    checkpoint: Checkpoint,
+    partition: Partition,
+    reader: WeightReader,
+    pool: NativePool | None,
+    hot: HotBudget | None,
+) -> Callable[[int], LocalExperts]:
+    """What makes the local experts of a layer, as the machine allows."""
+    if pool is None:
+        return lambda layer: TorchExperts(layer, reader.expert)
+    if hot is None:
+        kernel = NativeKernel(checkpoint.expert, pool, activation=checkpoint.activation)
+        return lambda layer: NativeExperts(layer, kernel, checkpoint)
+    machine = Machine(
+        checkpoint.expert,
+        pool,
+        device=reader.device,
+        dtype=reader.dtype,
+        activation=checkpoint.activation,
+    )
+    hottest = hot.choose(checkpoint, partition, reader.dtype.itemsize)
+    return lambda layer: HeterogeneousExperts(layer, machine, hottest[layer])
 
 
 def _load_non_experts(model: PreTrainedModel, reader: WeightReader, dtype: torch.dtype) -> None:

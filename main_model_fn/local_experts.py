@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.routes import Batch, Route
+from main_model_fn.streaming import ExpertWeights
 from remoe.checkpoint import Checkpoint
 from remoe.experts import ExpertId
 from remoe.kernel.native_kernel import ExpertTable, NativeKernel
 from remoe.kernel.native_library import Matrix
 
 __all__ = [
-    "ExpertWeights",
     "ExpertsModule",
     "LocalExperts",
     "NativeExperts",
@@ -152,19 +152,6 @@ class NativeExperts:
             self._kernel.forget(expert)
             for tensor in self._checkpoint.expert(expert).all():
                 tensor.release()
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertWeights:
-    """One expert, laid out as its module says.
-
-    `gate_up` is [2 x intermediate, hidden] and `down` [hidden, intermediate], or both transposed.
-    """
-
-    gate_up: torch.Tensor
-    down: torch.Tensor
-    gate_up_bias: torch.Tensor | None = None
-    down_bias: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,15 @@ _SPINS = 2000
 def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None:
     """Threads for the settings' kernel, or None where torch computes.
 
-    Raises SettingsError if the native kernel is asked for and cannot be had.
+    Beside a GPU one processor less: it gives the GPU its work. Raises SettingsError if the native
+    kernel is asked for and cannot be had.
     """
-    if settings.kernel == "torch" or (settings.kernel == "auto" and device.type != "cpu"):
+    if settings.kernel == "torch":
         return None
-    if device.type != "cpu":
-        raise SettingsError(
-            "REMOE_MAIN_KERNEL is native, but the model is on the GPU; unset it, or hide the GPU "
-            "with CUDA_VISIBLE_DEVICES="
-        )
+    beside = 0 if device.type == "cpu" else 1
+    threads = settings.threads or max(1, _available_threads() - beside)
     try:
-        pool = NativePool(threads=settings.threads or _available_threads(), spins=_SPINS)
+        pool = NativePool(threads=threads, spins=_SPINS)
     except KernelUnavailableError as error:
         if settings.kernel == "native":
             raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from remoe.kernel.interface import RoutedRows
 
-__all__ = ["Batch", "Route", "routes_by_expert"]
+__all__ = ["Batch", "Grouped", "Route", "routes_by_expert"]
 
 
 class Route(NamedTuple):
@@ -56,16 +56,47 @@ def routes_by_expert(index: NDArray[np.int64]) -> dict[int, Route]:
     }
 
 
+# The rows of as many tokens go to the host with their routes: they most likely are needed there.
+_FEW_TOKENS = 64
+
+
+class Grouped(NamedTuple):
+    """All routes of a batch on its device, expert by expert in ascending order.
+
+    Of the i-th, `tokens[i]` is whose it is and `gates[i]` float32 its weight; both [routes].
+    """
+
+    tokens: torch.Tensor
+    gates: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k].
 
-    `index` int64 [tokens, top_k] says which experts were chosen, on the CPU.
+    `index` int64 [tokens, top_k] says which experts were chosen, on the CPU; `chosen` is the same
+    where `hidden` is.
     """
 
     hidden: torch.Tensor
     index: torch.Tensor
     gates: torch.Tensor
+    chosen: torch.Tensor
+    host_hidden: torch.Tensor | None = None
+    host_gates: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, hidden: torch.Tensor, chosen: torch.Tensor, gates: torch.Tensor) -> Batch:
+        """The batch, of tensors of one device; waits for a GPU once."""
+        if hidden.device.type == "cpu":
+            return cls(hidden, chosen, gates, chosen)
+        # What is copied without waiting arrives in pinned memory, which torch keeps for the next.
+        wanted = [chosen, gates.float()]
+        if len(hidden) <= _FEW_TOKENS:
+            wanted.append(hidden)
+        index, host_gates, *rows = (tensor.to("cpu", non_blocking=True) for tensor in wanted)
+        torch.cuda.current_stream(hidden.device).synchronize()
+        return cls(hidden, index, gates, chosen, rows[0] if rows else None, host_gates)
 
     @cached_property
     def routes(self) -> dict[int, Route]:
@@ -77,14 +108,30 @@ class Batch:
         return frozenset(self.index.flatten().tolist())
 
     @cached_property
+    def counts(self) -> dict[int, int]:
+        """How many rows each chosen expert has, in ascending order of experts."""
+        if len(self.hidden) == 1:
+            return dict.fromkeys(sorted(self.index[0].tolist()), 1)
+        counts = np.bincount(self.index.numpy().ravel())
+        return {expert: count for expert, count in enumerate(counts.tolist()) if count}
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        order = self.chosen.flatten().argsort(stable=True)
+        tokens = order.div(self.chosen.shape[1], rounding_mode="floor")
+        return Grouped(tokens, self.gates.flatten()[order].float())
+
+    @cached_property
     def gate_weights(self) -> torch.Tensor:
         """The gates as float32 [tokens, top_k] on the CPU."""
-        return self.gates.float().cpu().contiguous()
+        gates = self.gates if self.host_gates is None else self.host_gates
+        return gates.float().cpu().contiguous()
 
     @cached_property
     def stored_rows(self) -> NDArray[np.generic]:
         """The hidden states as the kernel takes them: uint16 is bfloat16."""
-        rows = self.hidden.cpu().contiguous()
+        rows = self.hidden if self.host_hidden is None else self.host_hidden
+        rows = rows.cpu().contiguous()
         stored: NDArray[np.generic] = (
             rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows
         ).numpy()

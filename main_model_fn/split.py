@@ -47,7 +47,7 @@ class LayerExperts:
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         """Weighted sum over the routed experts; all tensors are [tokens, ...], output like hidden."""
-        batch = Batch(hidden, top_k_index.cpu(), top_k_weights)
+        batch = Batch.of(hidden, top_k_index, top_k_weights)
         self._meter.record_routes(self.layer, batch.index.numpy())
         if self.observe is not None:
             self.observe(self.layer, hidden, batch.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,8 @@ class _Call(ctypes.Structure):
         ("input", Matrix),
         ("output", ctypes.c_void_p),
     )
+    kept: object = None
+    """What the addresses lie in."""
 
 
 class _Held:
@@ -159,11 +161,32 @@ class NativeKernel:
         rows: RoutedRows,
         total: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        held = [self._hold(expert) for expert in experts]
         if total is None:
             total = np.zeros(rows.hidden.shape, np.float32)
-        if not held:
-            return total
+        if experts:
+            self._pool.forward(self._call(experts, rows, total))
+        return total
+
+    def start(
+        self, experts: Sequence[ExpertId], rows: RoutedRows, total: NDArray[np.float32]
+    ) -> Callable[[], None]:
+        """Begin adding to `total` on a thread beside; what is returned waits for the end.
+
+        One such call at a time, and it must be waited for.
+        """
+        call = self._call(experts, rows, total)
+        wait = self._pool.start(call)
+
+        def finish(_alive: object = (call, rows, total)) -> None:
+            wait()
+
+        return finish
+
+    def _call(
+        self, experts: Sequence[ExpertId], rows: RoutedRows, total: NDArray[np.float32]
+    ) -> _Call:
+        """The call, which keeps the weights it names alive; `rows` and `total` it does not."""
+        held = [self._hold(expert) for expert in experts]
         pointers = (ctypes.c_void_p * len(held))(*[expert.address for expert in held])
         offsets = (ctypes.c_int64 * len(rows.offsets))(*rows.offsets)
         call = _Call(
@@ -181,8 +204,8 @@ class NativeKernel:
             input=_matrix(rows.hidden),
             output=total.ctypes.data,
         )
-        self._pool.forward(call)
-        return total
+        call.kept = (held, pointers, offsets)
+        return call
 
     def load(self, expert: ExpertId) -> None:
         """Have an expert's weights in memory before it is called."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -180,6 +181,8 @@ class NativePool:
         library: Path | None = None,
     ) -> None:
         self._library = _open_library(library or LIBRARY)
+        self._spins = spins
+        self._aside: int | None = None
         self._handle = self._library.remoe_open(threads, spins, variant and variant.encode())
         if not self._handle:
             raise KernelUnavailableError(
@@ -216,8 +219,28 @@ class NativePool:
         """Compute a decoder's layers until one has chosen an expert that is not in its table."""
         self._checked(self._library.remoe_decode(self._handle, ctypes.byref(step)))
 
+    def start(self, call: ctypes.Structure) -> Callable[[], None]:
+        """Begin a `struct call` on a thread beside; what is returned waits for its end.
+
+        One at a time, and to be waited for; the call and all it names stay alive till then.
+        """
+        if self._aside is None:
+            self._aside = self._library.remoe_aside_open(self._handle, self._spins)
+            if not self._aside:
+                raise MemoryError("no room for another thread of the kernel")
+        aside = self._aside
+        self._library.remoe_aside_start(aside, ctypes.byref(call))
+
+        def wait() -> None:
+            self._checked(self._library.remoe_aside_wait(aside))
+
+        return wait
+
     def close(self) -> None:
         """End its threads; it must not be used again."""
+        if self._aside:
+            self._library.remoe_aside_close(self._aside)
+            self._aside = None
         if self._handle:
             self._library.remoe_close(self._handle)
             self._handle = None
@@ -251,6 +274,13 @@ def _open_library(path: Path) -> ctypes.CDLL:
     library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
     for name in ("forward", "route", "project", "normalize", "attend", "choose", "decode"):
         getattr(library, f"remoe_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_aside_open.restype = ctypes.c_void_p
+    library.remoe_aside_open.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.remoe_aside_start.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_aside_start.restype = None
+    library.remoe_aside_wait.argtypes = [ctypes.c_void_p]
+    library.remoe_aside_close.argtypes = [ctypes.c_void_p]
+    library.remoe_aside_close.restype = None
     library.remoe_close.argtypes = [ctypes.c_void_p]
     library.remoe_close.restype = None
     library.remoe_variant.argtypes = [ctypes.c_int64]

@@ -79,10 +79,12 @@ def build(target: Path = _LIBRARY, *, sanitize: bool = False) -> Path:
                 if name == "portable":  # an older compiler may lack the others' instructions
                     raise
         listed = " ".join(f"X({name})" for name in objects)
-        made = f"{folder}/kernel.o"
-        _run([*cc, *flags, f"-DVARIANTS={listed}", "-c", str(_HERE / "kernel.c"), "-o", made])
+        for name in ("kernel", "aside"):
+            objects[name] = f"{folder}/{name}.o"
+            source = ["-c", str(_HERE / f"{name}.c"), "-o", objects[name]]
+            _run([*cc, *flags, f"-DVARIANTS={listed}", *source])
         linked = f"{folder}/linked.so"
-        _run([*cc, *flags, "-shared", *objects.values(), made, "-o", linked, "-lm", "-pthread"])
+        _run([*cc, *flags, "-shared", *objects.values(), "-o", linked, "-lm", "-pthread"])
         Path(linked).replace(target)
     return target
 

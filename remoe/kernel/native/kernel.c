@@ -94,14 +94,6 @@ struct helper_argument {
     size_t thread;
 };
 
-static inline void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 static int has_news(struct kernel *kernel, uint64_t seen) {
     return atomic_load(&kernel->tasks) >> 2 * TASK_BITS != seen || atomic_load(&kernel->closing);
 }

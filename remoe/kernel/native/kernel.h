@@ -136,12 +136,24 @@ struct decoding {
     const int32_t *row_ends, *read_ends;
     const int64_t *read;
 };
+struct kernel;
+
+/* Compute a call on a kernel's threads: OK or NO_MEMORY. From any thread. */
+int remoe_forward(struct kernel *kernel, const struct call *call);
 
 /* What one instruction set provides. Inputs of a projection are float32 [rows, stride], padded to
  * a multiple of PADDING with zeros, and may also have to be packed: `group_rows` rows at a time,
  * `group_bytes(width)` for each group (0: not needed). */
 #define PADDING 32
 #define TILE_ROWS 4
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
 
 static inline size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;

@@ -1,0 +1,53 @@
+"""Memory of this host that a GPU reads without the host's help: pinned, in large pages."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+
+import structlog
+import torch
+
+__all__ = ["host_empty", "pin"]
+
+_log = structlog.get_logger()
+
+
+class _Pages(mmap.mmap):
+    """Anonymous memory, which the GPU's driver is told to forget before it goes."""
+
+    address: int | None = None
+
+    def __del__(self) -> None:
+        if self.address is not None and not sys.is_finalizing():
+            # A copy may be under way for a batch that was computed while its expert was detached.
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaHostUnregister(self.address)
+
+
+def host_empty(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:
+    """A tensor of memory of its own, of no more than its size; `pinned` needs CUDA.
+
+    torch's own pinned memory comes in powers of two: a third more for an expert of OLMoE.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    pages = _Pages(-1, size_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
+    if pinned and pin(tensor):
+        pages.address = tensor.data_ptr()
+    return tensor
+
+
+def pin(tensor: torch.Tensor) -> bool:
+    """Pin a tensor's memory where it lies; False, and a warning, if the driver refuses.
+
+    Copies from it are then slower and wait for the host, but right.
+    """
+    size_bytes = tensor.numel() * tensor.element_size()
+    status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
+    if int(status) != 0:
+        _log.warning("memory_not_pinned", bytes=size_bytes, cuda_error=int(status))
+    return int(status) == 0
