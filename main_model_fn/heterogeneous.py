@@ -208,9 +208,7 @@ class HeterogeneousExperts:
         hot = {i: w.to(machine.device) for i, w in loaded.items() if i in self._hottest}
         self.adopt(hot, {i: w for i, w in loaded.items() if i not in hot})
 
-    def adopt(
-        self, hot: Mapping[int, ExpertWeights], cold: Mapping[int, ExpertWeights]
-    ) -> None:
+    def adopt(self, hot: Mapping[int, ExpertWeights], cold: Mapping[int, ExpertWeights]) -> None:
         """Make experts resident whose weights are where they belong already."""
         self._machine.hold({ExpertId(self._layer, index): w for index, w in cold.items()})
         held = self.residents

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from contextlib import suppress
 
 import structlog
 import torch
 
-__all__ = ["host_empty", "pin"]
+__all__ = ["host_empty", "pin", "unpin"]
 
 _log = structlog.get_logger()
 
@@ -34,7 +35,8 @@ def host_empty(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> t
     size_bytes = math.prod(shape) * dtype.itemsize
     pages = _Pages(-1, size_bytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without large pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
     tensor = torch.frombuffer(pages, dtype=dtype).view(shape)
     if pinned and pin(tensor):
         pages.address = tensor.data_ptr()
@@ -49,5 +51,12 @@ def pin(tensor: torch.Tensor) -> bool:
     size_bytes = tensor.numel() * tensor.element_size()
     status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
     if int(status) != 0:
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")  # the next launch would report this error as its own
         _log.warning("memory_not_pinned", bytes=size_bytes, cuda_error=int(status))
     return int(status) == 0
+
+
+def unpin(tensor: torch.Tensor) -> None:
+    """Undo `pin` for the memory that begins where this tensor's does; no copy may be under way."""
+    torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())

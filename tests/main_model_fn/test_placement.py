@@ -44,9 +44,7 @@ def best_end(layer: list[tuple[int, bool]], t: ExpertTimes) -> float:
     return min(
         end(order, [r for r, s in zip(others, stream, strict=True) if not s], held, t)
         for stream in product((False, True), repeat=len(others))
-        for order in set(
-            permutations([r for r, s in zip(others, stream, strict=True) if s])
-        )
+        for order in set(permutations([r for r, s in zip(others, stream, strict=True) if s]))
     )
 
 
@@ -78,9 +76,7 @@ def test_experts_with_equally_many_rows_are_placed_best(
     count: int, held: int, rows: int, measured: ExpertTimes
 ) -> None:
     layer = [(rows, index < held) for index in range(count + held)]
-    placed = place(
-        {expert: rows for expert in range(count + held)}, range(held), measured
-    )
+    placed = place({expert: rows for expert in range(count + held)}, range(held), measured)
     assert placed.seconds == pytest.approx(best_end(layer, measured))
 
 
