@@ -324,7 +324,7 @@ def one_layer(model: Path, rounds: int) -> None:
     index = torch.tensor([[0, 1]])
     with expert_functions(model, 1) as port:
         meter = Busy()
-        batch = Batch(hidden, index, gates)
+        batch = Batch.of(hidden, index, gates)
         transport = HttpTransport(topology(port, 1), timeout_s=30, hedge_floor_s=30)
         layer = fan_out(checkpoint, transport, meter)
 
@@ -350,7 +350,7 @@ def splitting(model: Path, rounds: int) -> None:
         layer = fan_out(checkpoint, transport, Busy())
 
         def exchange(rows: int, split: bool) -> Exchange:
-            batch = Batch(
+            batch = Batch.of(
                 torch.ones(rows, checkpoint.hidden_size, dtype=torch.bfloat16),
                 torch.arange(4).repeat(rows, 1),
                 torch.full((rows, 4), 0.25, dtype=torch.bfloat16),

@@ -437,127 +437,155 @@ class _NoExperts:
         return torch.zeros_like(hidden)
 
 
-def run_model(name: str, args: argparse.Namespace, weights: Weights, results: Results) -> None:
-    device = torch.device(args.device)
-    config = CONFIGS[name]()
-    if args.tiny:
-        for key, value in TINY.items():
-            if hasattr(config, key):
-                setattr(config, key, value)
-        if hasattr(config, "layer_types") and config.layer_types:
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
-    model = build(config, device)
-    default = model.config._experts_implementation
-    modules = experts_by_layer(model)
-    first = next(iter(modules.values()))
-    experts, hidden, inner = first.down_proj.shape
-    layers = weights.layers(len(modules), experts, inner, hidden)
-    numbers = len(modules) * experts * 3 * inner * hidden
-    top_k = config.num_experts_per_tok
-    token_bytes = len(modules) * top_k * 3 * inner * hidden * 2
-    results.add(
-        model=name,
-        what="model",
-        layers=len(modules),
-        experts=experts,
-        top_k=top_k,
-        expert_mb=3 * inner * hidden * 2 / 1e6,
-        token_mb=token_bytes / 1e6,
-        experts_gb=numbers * 2 / 1e9,
-    )
-    prefills = tuple(args.prefills)
+class Contenders:
+    """One model's shapes, run by each in turn."""
 
-    def in_time() -> bool:
-        left = args.seconds - (time.perf_counter() - BEGAN)
+    def __init__(
+        self, name: str, args: argparse.Namespace, weights: Weights, results: Results
+    ) -> None:
+        self.name, self.args, self.weights, self.results = name, args, weights, results
+        self.device = torch.device(args.device)
+        config = shapes(name, tiny=args.tiny)
+        self.model = build(config, self.device)
+        self.default = self.model.config._experts_implementation  # noqa: SLF001
+        self.modules = experts_by_layer(self.model)
+        first = next(iter(self.modules.values()))
+        experts, hidden, inner = first.down_proj.shape
+        count = len(self.modules)
+        self.layers = weights.layers(count, experts, inner, hidden)
+        self.top_k = config.num_experts_per_tok
+        expert_bytes = 3 * inner * hidden * 2
+        self.numbers = count * experts * expert_bytes // 2
+        self.token_bytes = count * self.top_k * expert_bytes
+        results.add(
+            model=name,
+            what="model",
+            layers=count,
+            experts=experts,
+            top_k=self.top_k,
+            expert_mb=expert_bytes / 1e6,
+            token_mb=self.token_bytes / 1e6,
+            experts_gb=self.numbers * 2 / 1e9,
+        )
+
+    def run(self) -> None:
+        attempt = self._attempt
+        attempt(self.offload)  # before its memory is pinned, which accelerate's users' is not
+        with self.weights.pinned(self.numbers) as pinned:
+            self.results.add(model=self.name, what="pinned", pinned=pinned)
+            attempt(self.rates)
+            pool = NativePool(threads=max(1, PROCESSORS - 1), spins=2000)
+            attempt(lambda: self.remoe(pool))
+            attempt(self.without_experts)
+            attempt(self.all_on_gpu)
+            pool.close()
+        if not self.args.skip_cpu:
+            attempt(self.all_on_cpu)
+
+    def rates(self) -> None:
+        found = rates(self.weights, self.numbers, self.device)
+        together = found["cpu_together"] + found["link_together"]
+        self.results.add(
+            model=self.name,
+            what="rates",
+            **found,
+            floor_tokens_per_s=(found["cpu"] + found["link"]) * 1e9 / self.token_bytes,
+            floor_together_tokens_per_s=together * 1e9 / self.token_bytes,
+        )
+
+    def offload(self) -> None:
+        set_experts(self.model, self.layers)
+        for module in self.modules.values():
+            cpu_offload(module, execution_device=self.device)
+        try:
+            self._measure("accelerate cpu_offload", 2)
+        finally:
+            for module in self.modules.values():
+                remove_hook_from_module(module, recurse=True)
+
+    def remoe(self, pool: NativePool) -> None:
+        machine = new_machine(pool, self.device)
+        for share in self.args.hot:
+            use_remoe(self.model, machine, self.layers, share)
+            if share == self.args.hot[0] and machine.times is not None:
+                self.results.add(model=self.name, what="times", **asdict(machine.times))
+            who = f"Remoe, {share:.0%} of experts on the GPU"
+            names = {"model": self.name, "who": who}
+            check(self.results, names, self.model, self.layers[0], self.top_k)
+            self._measure(who, 3, machine)
+
+    def without_experts(self) -> None:
+        for module in self.modules.values():
+            module.remoe = _NoExperts()
+        self._measure("without experts", 1)
+
+    def all_on_gpu(self) -> None:
+        self.model.set_experts_implementation(self.default)
+        set_experts(self.model, [one.to(self.device) for one in self.layers])
+        try:
+            self._measure(f"all on the GPU ({self.default})", 2)
+        finally:
+            set_experts(self.model, self.layers)
+
+    def all_on_cpu(self) -> None:
+        pool = NativePool(threads=PROCESSORS, spins=2000)
+        machine = new_machine(pool, CPU)
+        machine.times = ExpertTimes([1], [0.0], [1.0], 1.0)
+        for module in self.modules.values():  # nothing of them is to be moved
+            for name in ("gate_up_proj", "down_proj"):
+                if hasattr(module, name):
+                    delattr(module, name)
+        self.model.to(CPU)
+        use_remoe(self.model, machine, self.layers, 0.0)
+        use_native_layers(self.model, pool)
+        asking = Asking(self.model, CPU, min(2, self.args.limit), threads=PROCESSORS)
+        self._measure("all on the CPU (Remoe)", 2, machine, asking)
+        pool.close()
+
+    def _measure(
+        self, who: str, limit_s: float, machine: Machine | None = None, asking: Asking | None = None
+    ) -> None:
+        limit_s = min(limit_s, self.args.limit)
+        measure(
+            self.results,
+            {"model": self.name, "who": who},
+            asking or Asking(self.model, self.device, limit_s),
+            machine,
+            prefills=tuple(self.args.prefills),
+            before=self._in_time,
+        )
+
+    def _in_time(self) -> bool:
+        left = self.args.seconds - (time.perf_counter() - BEGAN)
         if left < 2:
             print(f"skipped: {left:.0f} s left", flush=True)
         return left >= 2
 
-    def asking(limit_s: float) -> Asking:
-        return Asking(model, device, min(limit_s, args.limit))
+    def _attempt(self, step: Callable[[], None]) -> None:
+        if self._in_time():
+            going_on(self.results, self.name, step)
 
-    def offload() -> None:
-        set_experts(model, layers)
-        for module in modules.values():
-            cpu_offload(module, execution_device=device)
-        try:
-            names = {"model": name, "who": "accelerate cpu_offload"}
-            measure(results, names, asking(2), prefills=prefills, before=in_time)
-        finally:
-            for module in modules.values():
-                remove_hook_from_module(module, recurse=True)
 
-    def ours(pool: NativePool) -> None:
-        machine = new_machine(pool, device)
-        for share in args.hot:
-            use_remoe(model, machine, layers, share)
-            if share == args.hot[0]:
-                assert machine.times is not None
-                results.add(model=name, what="times", **asdict(machine.times))
-            names = {"model": name, "who": f"Remoe, {share:.0%} of experts on the GPU"}
-            check(results, names, model, layers[0], top_k)
-            measure(results, names, asking(3), machine, prefills=prefills, before=in_time)
+def shapes(name: str, *, tiny: bool) -> Any:
+    config = CONFIGS[name]()
+    if tiny:
+        for key, value in TINY.items():
+            if hasattr(config, key):
+                setattr(config, key, value)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return config
 
-    def dense_only() -> None:
-        for module in modules.values():
-            module.remoe = _NoExperts()
-        names = {"model": name, "who": "without experts"}
-        measure(results, names, asking(1), prefills=prefills, before=in_time)
 
-    def all_gpu() -> None:
-        model.set_experts_implementation(default)
-        set_experts(model, [one.to(device) for one in layers])
-        try:
-            names = {"model": name, "who": f"all on the GPU ({default})"}
-            measure(results, names, asking(2), prefills=prefills, before=in_time)
-        finally:
-            set_experts(model, layers)
-
-    def all_cpu() -> None:
-        pool = NativePool(threads=PROCESSORS, spins=2000)
-        machine = new_machine(pool, CPU)
-        machine.times = ExpertTimes([1], [0.0], [1.0], 1.0)
-        for module in modules.values():  # nothing of them is to be moved
-            del module.gate_up_proj, module.down_proj
-        model.to(CPU)
-        use_remoe(model, machine, layers, 0.0)
-        use_native_layers(model, pool)
-        names = {"model": name, "who": "all on the CPU (Remoe)"}
-        asked = Asking(model, CPU, min(2, args.limit), threads=PROCESSORS)
-        measure(results, names, asked, machine, prefills=prefills, before=in_time)
-        pool.close()
-
-    def attempt(step: Callable[[], None]) -> None:
-        if not in_time():
-            return
-        try:
-            step()
-        except Exception:
-            results.add(model=name, what="failed", error=traceback.format_exc(limit=-4))
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    attempt(offload)  # before its memory is pinned, which accelerate's users' is not
-    with weights.pinned(numbers) as pinned:
-        results.add(model=name, what="pinned", pinned=pinned)
-        found = rates(weights, numbers, device)
-        results.add(
-            model=name,
-            what="rates",
-            **found,
-            floor_tokens_per_s=(found["cpu"] + found["link"]) * 1e9 / token_bytes,
-            floor_together_tokens_per_s=(found["cpu_together"] + found["link_together"])
-            * 1e9
-            / token_bytes,
-        )
-        pool = NativePool(threads=max(1, PROCESSORS - 1), spins=2000)
-        attempt(lambda: ours(pool))
-        attempt(dense_only)
-        attempt(all_gpu)
-        pool.close()
-    if not args.skip_cpu:
-        attempt(all_cpu)
+def going_on(results: Results, name: str, step: Callable[[], None]) -> None:
+    """Whatever fails is written down, and the next step is taken."""
+    try:
+        step()
+    except Exception:  # noqa: BLE001
+        results.add(model=name, what="failed", error=traceback.format_exc(limit=-4))
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def table(results: Results) -> None:
@@ -615,13 +643,7 @@ def main() -> None:
     for name in args.models:
         if time.perf_counter() - BEGAN > args.seconds - 10:
             break
-        try:
-            run_model(name, args, weights, results)
-        except Exception:
-            results.add(model=name, what="failed", error=traceback.format_exc(limit=-4))
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        going_on(results, name, lambda: Contenders(name, args, weights, results).run())  # noqa: B023
     table(results)
 
 

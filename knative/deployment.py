@@ -44,6 +44,7 @@ class DeploymentOptions:
     main_memory_mib: int | None = None
     remote_ratio: float = 0.5
     dtype: str = "auto"
+    device: str = "auto"
     log_level: str = "info"
     host: str = "127.0.0.1"
     # The gateway's settings, by variable; `prices` is the gateway's and the planner's.
@@ -197,6 +198,7 @@ def _main(
             "REMOE_MAIN_DTYPE": options.dtype,
             "REMOE_MAIN_POLICY": options.policy,
             "REMOE_MAIN_FUNCTION_REPLICAS": str(_function_replicas(options)),
+            "REMOE_MAIN_DEVICE": options.device,
         },
         timeout_s=600,
         cpu=options.threads,

@@ -16,6 +16,7 @@ import torch
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from main_model_fn.choose_device import choose_device, hot_budget
 from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
@@ -56,7 +57,7 @@ def _load(
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(settings)
     meter = StepMeter(
         layers=checkpoint.layers,
         experts=checkpoint.experts,
@@ -75,6 +76,7 @@ def _load(
         },
         meter=meter,
         pool=pool,
+        hot=hot_budget(settings, checkpoint, deployment, device),
         payload_limit_bytes=settings.payload_limit_bytes,
     )
     limits = EngineLimits(

@@ -22,12 +22,21 @@ class MainSettings(ServiceSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in; `auto` is the checkpoint's own."""
 
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where everything but experts is computed, and the key-value cache lies; `auto` is the GPU if
+    there is one."""
+
+    gpu_experts_gb: float | None = Field(None, ge=0, le=10_000)
+    """How much of the GPU's memory experts may take: the hottest of those here are kept in it. Unset
+    is what the rest of the model and the key-value cache leave."""
+
     kernel: Literal["auto", "native", "torch"] = "auto"
-    """What computes experts and linear layers: compiled code on the CPU, or torch. `auto` is native
-    where the model is on the CPU and the library was built."""
+    """What computes experts, and linear layers on the CPU: compiled code on the CPU, with a GPU both
+    of them, or torch alone. `auto` is native where the library was built."""
 
     threads: int = Field(0, ge=0, le=1024)
-    """Threads of the native kernel; 0 is one for each processor this process may use."""
+    """Threads of the native kernel; 0 is one for each processor this process may use, less one
+    beside a GPU."""
 
     kv_tokens: int = Field(16_384, ge=512, le=4_194_304)
     """Tokens the key-value cache holds, over all concurrent requests."""

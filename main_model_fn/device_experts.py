@@ -17,7 +17,8 @@ def expert_output(
 ) -> torch.Tensor:
     """down(act(gate(x)) * up(x)) of [rows, hidden]: `gate_up` holds gate's rows, then up's."""
     gate_up = functional.linear(rows, weights.gate_up, weights.gate_up_bias)
-    inner = _activated(*gate_up.chunk(2, dim=-1), activation)
+    gate, up = gate_up.chunk(2, dim=-1)
+    inner = _activated(gate, up, activation)
     return functional.linear(inner, weights.down, weights.down_bias)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from remoe.kernel.native_kernel import NativeKernel
 __all__ = ["measure_times"]
 
 _ROWS = (1, 4, 16, 64, 256)
-_AT_ONCE = 8  # experts in one call: a call's own time is told from theirs
+_AT_ONCE = 8  # experts in one call: what a call takes besides is told from what they take
 _ON_GPU = 4
 _REPEATS = 5
 
@@ -36,93 +37,110 @@ def measure_times(
     device: torch.device,
     activation: Activation,
 ) -> ExpertTimes:
-    """Compute these experts, which lie in the host's memory, on random rows.
-
-    They are taken by turns, so that with enough of them each call finds its weights in memory, not
-    in a cache; and the CPU's are measured beside copies, which read the same memory.
-    """
-    weights = list(experts.values())
-    hidden, dtype = weights[0].down.shape[0], weights[0].down.dtype
-    sample = torch.randn((max(_ROWS), hidden), generator=torch.Generator().manual_seed(0))
-    rows = {count: sample[:count].to(dtype) for count in _ROWS}
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def copies(count: int) -> None:
-        for index in range(count):
-            staging.send(weights[index % len(weights)])
-            with staging.take():
-                pass
-
-    turns = _Turns(list(experts))
-    many = min(_AT_ONCE, len(weights))
-
-    def on_cpu(count: int, at_once: int) -> float:
-        calls = iter([_call(rows[count], turns.take(at_once)) for _ in range(_REPEATS)])
-        sums = torch.zeros((count, hidden))
-
-        def run() -> None:
-            ids, routed = next(calls)
-            kernel.start(ids, routed, sums.numpy())()
-
-        took = list[float]()
-        for _ in range(_REPEATS):
-            copies(_AT_ONCE)
-            took.append(_seconds(run))
-            wait()
-        return statistics.median(took)
-
-    back = torch.zeros((1, hidden), pin_memory=device.type == "cuda")
-    one_s, many_s = on_cpu(1, 1), on_cpu(1, many)
+    """Compute these experts, which lie in the host's memory, on random rows."""
+    trial = _Trial(kernel, experts, staging, device)
+    many = min(_AT_ONCE, len(experts))
+    one_s, many_s = trial.cpu_s(1, 1), trial.cpu_s(1, many)
     each_s = (many_s - one_s) / (many - 1) if many > 1 else one_s
     each_s = min(max(each_s, one_s / many), one_s)
     call_s = one_s - each_s
-    there = [one.to(device) for one in weights[:_ON_GPU]]
+    more = [max(trial.cpu_s(rows, many) - call_s, 0.0) / many for rows in _ROWS[1:]]
+    return ExpertTimes(
+        rows=_ROWS,
+        cpu_s=[each_s, *more],
+        gpu_s=[trial.gpu_s(rows, activation) for rows in _ROWS],
+        copy_s=trial.copy_s(),
+        cpu_start_s=call_s + trial.back_s(),
+    )
 
-    def on_gpu(count: int) -> float:
-        x = rows[count].to(device)
+
+class _Trial:
+    """Experts are taken by turns: with enough of them each call finds its weights in no cache."""
+
+    def __init__(
+        self,
+        kernel: NativeKernel,
+        experts: Mapping[ExpertId, ExpertWeights],
+        staging: Staging,
+        device: torch.device,
+    ) -> None:
+        self._kernel = kernel
+        self._turns = cycle(experts)
+        self._weights = list(experts.values())
+        self._staging = staging
+        self._device = device
+        down = self._weights[0].down
+        generator = torch.Generator().manual_seed(0)
+        self._sample = torch.randn((max(_ROWS), len(down)), generator=generator).to(down.dtype)
+
+    def cpu_s(self, rows: int, experts: int) -> float:
+        """So many rows through each of some experts, beside copies: they read the same memory."""
+        sums = np.zeros((rows, self._sample.shape[1]), np.float32)
+        took = list[float]()
+        for _ in range(_REPEATS):
+            ids = list(islice(self._turns, experts))
+            call = _each_row_through_all(self._sample[:rows], experts)
+            self._copies(_AT_ONCE)
+            began = time.perf_counter()
+            wait = self._kernel.start(ids, call, sums)
+            wait()
+            took.append(time.perf_counter() - began)
+            self._wait()
+        return statistics.median(took)
+
+    def gpu_s(self, rows: int, activation: Activation) -> float:
+        """One expert whose weights are there, of several asked for one after another."""
+        there = [one.to(self._device) for one in self._weights[:_ON_GPU]]
+        sample = self._sample[:rows].to(self._device)
 
         def run() -> None:
             for one in there:
-                expert_output(x, one, activation)
-            wait()
+                expert_output(sample, one, activation)
+            self._wait()
 
         run()
         return _median_s(run) / len(there)
 
-    return ExpertTimes(
-        rows=_ROWS,
-        cpu_s=[each_s, *(max(on_cpu(n, many) - call_s, 0.0) / many for n in _ROWS[1:])],
-        gpu_s=[on_gpu(count) for count in _ROWS],
-        copy_s=_median_s(lambda: (copies(_AT_ONCE), wait())) / _AT_ONCE,
-        cpu_start_s=call_s + _median_s(lambda: (back.to(device), wait())),
-    )
+    def copy_s(self) -> float:
+        """One expert's weights to the GPU."""
+
+        def run() -> None:
+            self._copies(_AT_ONCE)
+            self._wait()
+
+        return _median_s(run) / _AT_ONCE
+
+    def back_s(self) -> float:
+        """A row's sums to the GPU."""
+        sums = torch.zeros((1, len(self._sample[0])), pin_memory=self._device.type == "cuda")
+
+        def run() -> None:
+            sums.to(self._device)
+            self._wait()
+
+        return _median_s(run)
+
+    def _copies(self, count: int) -> None:
+        for weights in islice(cycle(self._weights), count):
+            self._staging.send(weights)
+            with self._staging.take():
+                pass
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
-class _Turns:
-    def __init__(self, experts: list[ExpertId]) -> None:
-        self._experts = experts
-        self._next = 0
-
-    def take(self, count: int) -> list[ExpertId]:
-        taken = [self._experts[(self._next + i) % len(self._experts)] for i in range(count)]
-        self._next += count
-        return taken
-
-
-def _call(rows: torch.Tensor, ids: list[ExpertId]) -> tuple[list[ExpertId], RoutedRows]:
-    """Each row through each of the experts."""
+def _each_row_through_all(rows: torch.Tensor, experts: int) -> RoutedRows:
     count = len(rows)
     stored: NDArray[np.generic] = (
         rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows
     ).numpy()
-    return ids, RoutedRows(
+    return RoutedRows(
         hidden=stored,
-        offsets=range(0, count * len(ids) + 1, count),
-        row_index=np.tile(np.arange(count, dtype=np.int32), len(ids)),
-        gate=np.ones(count * len(ids), np.float32),
+        offsets=range(0, count * experts + 1, count),
+        row_index=np.tile(np.arange(count, dtype=np.int32), experts),
+        gate=np.ones(count * experts, np.float32),
     )
 
 

@@ -35,6 +35,24 @@ _log = structlog.get_logger()
 _STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
+@dataclass(frozen=True, slots=True)
+class _HeterogeneousResidents:
+    """One layer's: `hot` are on the GPU, `cold` in pinned memory."""
+
+    machine: Machine
+    layer: int
+    hot: Mapping[int, ExpertWeights]
+    cold: Mapping[int, ExpertWeights]
+
+    @property
+    def experts(self) -> frozenset[int]:
+        return frozenset(self.hot) | frozenset(self.cold)
+
+    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+        counts = {e: n for e, n in batch.counts.items() if e in self.hot or e in self.cold}
+        self.machine.compute(self, self.machine.place(counts, self.hot), total, batch)
+
+
 class Machine:
     """A GPU and the processors beside it, with the cold experts of a model's layers.
 
@@ -116,12 +134,10 @@ class Machine:
 
     def compute(
         self,
-        layer: int,
+        layer: _HeterogeneousResidents,
+        placed: Placement,
         total: torch.Tensor,
         batch: Batch,
-        placed: Placement,
-        hot: Mapping[int, ExpertWeights],
-        cold: Mapping[int, ExpertWeights],
     ) -> None:
         """Add the placed experts' outputs to `total`, on the device.
 
@@ -135,45 +151,31 @@ class Machine:
         waiting = iter(placed.streamed)
         if staging is not None:
             for _, expert in zip(range(staging.room), waiting, strict=False):
-                staging.send(cold[expert])
+                staging.send(layer.cold[expert])
         sums, finish = None, None
         if placed.cpu:
             sums = torch.zeros(
                 batch.hidden.shape, dtype=torch.float32, pin_memory=self.device.type == "cuda"
             )
-            experts = [ExpertId(layer, index) for index in placed.cpu]
+            experts = [ExpertId(layer.layer, index) for index in placed.cpu]
             rows = batch.routed({index: batch.routes[index] for index in placed.cpu})
             finish = self.kernel.start(experts, rows, sums.numpy())
         try:
             here = DeviceSum(total, batch, self.activation)
             for expert in placed.resident:
-                here.add(expert, hot[expert])
+                here.add(expert, layer.hot[expert])
             for expert in placed.streamed:
                 assert staging is not None  # noqa: S101  # it came with the times
                 with staging.take() as weights:
                     here.add(expert, weights)
                 following = next(waiting, None)
                 if following is not None:
-                    staging.send(cold[following])
+                    staging.send(layer.cold[following])
         finally:
             if finish is not None:
                 finish()
         if sums is not None:
             total += sums.to(self.device, non_blocking=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _HeterogeneousResidents:
-    machine: Machine
-    layer: int
-    hot: Mapping[int, ExpertWeights]
-    cold: Mapping[int, ExpertWeights]
-    experts: frozenset[int]
-
-    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
-        counts = {e: count for e, count in batch.counts.items() if e in self.experts}
-        placed = self.machine.place(counts, self.hot)
-        self.machine.compute(self.layer, total, batch, placed, self.hot, self.cold)
 
 
 class HeterogeneousExperts:
@@ -224,8 +226,7 @@ class HeterogeneousExperts:
     def _of(
         self, hot: Mapping[int, ExpertWeights], cold: Mapping[int, ExpertWeights]
     ) -> _HeterogeneousResidents:
-        experts = frozenset(hot) | frozenset(cold)
-        return _HeterogeneousResidents(self._machine, self._layer, hot, cold, experts)
+        return _HeterogeneousResidents(self._machine, self._layer, hot, cold)
 
 
 def as_tensors(weights: ExpertWeights) -> ExpertTensors:

@@ -6,6 +6,7 @@ import math
 import mmap
 import sys
 from contextlib import suppress
+from typing import Any
 
 import structlog
 import torch
@@ -24,7 +25,7 @@ class _Pages(mmap.mmap):
         if self.address is not None and not sys.is_finalizing():
             # A copy may be under way for a batch that was computed while its expert was detached.
             torch.cuda.synchronize()
-            torch.cuda.cudart().cudaHostUnregister(self.address)
+            _cuda().cudaHostUnregister(self.address)
 
 
 def host_empty(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:
@@ -49,7 +50,7 @@ def pin(tensor: torch.Tensor) -> bool:
     Copies from it are then slower and wait for the host, but right.
     """
     size_bytes = tensor.numel() * tensor.element_size()
-    status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
+    status = _cuda().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
     if int(status) != 0:
         with suppress(RuntimeError):
             torch.zeros(1, device="cuda")  # the next launch would report this error as its own
@@ -59,4 +60,9 @@ def pin(tensor: torch.Tensor) -> bool:
 
 def unpin(tensor: torch.Tensor) -> None:
     """Undo `pin` for the memory that begins where this tensor's does; no copy may be under way."""
-    torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+    _cuda().cudaHostUnregister(tensor.data_ptr())
+
+
+def _cuda() -> Any:
+    """CUDA's run-time library, as far as torch shows it."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

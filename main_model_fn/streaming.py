@@ -5,7 +5,7 @@ On another device the same steps are taken one after another, so that all of it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -82,10 +82,11 @@ class _CudaQueue:
 
     def __init__(self, device: torch.device, buffers: int) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # An event that was never recorded is waited for by nobody.
-        self._arrived = [torch.cuda.Event() for _ in range(buffers)]
-        self._used = [torch.cuda.Event() for _ in range(buffers)]
+        event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+        self._arrived = [event() for _ in range(buffers)]
+        self._used = [event() for _ in range(buffers)]
 
     def copy(self, to: ExpertWeights, weights: ExpertWeights, buffer: int) -> None:
         with torch.cuda.stream(self._stream):

@@ -47,6 +47,7 @@ class Deployments:
             partition=plan.partition,
             main_memory_gb=plan.main_memory_gb,
             origin=REQUEST,
+            profile=plan.profile,
         )
         self._unclaimed.append(_Asked(self._clock.monotonic(), deployment))
 

@@ -3,6 +3,8 @@ whether a running one should change (with hysteresis)."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from planner.calibration import Calibration
 from planner.deployments import EPOCH
 from planner.epoch import DemandWindow, EpochReview, decide, newly_local
@@ -56,7 +58,8 @@ class EpochPlans:
     def make(self) -> Deployment:
         """Plan for the whole demand: any prompt, up to the context's length."""
         self._calibration.renew()
-        return self._deployment(self._maker.decide(self._question()))
+        question = self._question()
+        return self._deployment(question, self._maker.decide(question))
 
     def review(self, running: Deployment | None) -> EpochReview:
         """Say whether the running partition should change, and to what."""
@@ -66,7 +69,8 @@ class EpochPlans:
         if recent is None:
             return EpochReview(change=False, why="No request has finished within the window.")
         current = self._maker.decide(self._question(running.partition))
-        candidate = self._maker.decide(self._question())
+        question = self._question()
+        candidate = self._maker.decide(question)
         if candidate.partition == running.partition:
             return EpochReview(change=False, why="The best partition is the running one.")
         if self._hardware is None or current.cost_usd is None or candidate.cost_usd is None:
@@ -91,16 +95,19 @@ class EpochPlans:
             candidate_usd=candidate.cost_usd,
             requests=recent[2],
             change_usd=read_s * candidate.main_memory_gb * unit_usd,
-            candidate=self._deployment(candidate),
+            candidate=self._deployment(question, candidate),
         )
 
-    def _deployment(self, made: Decisions) -> Deployment:
+    def _deployment(self, question: Question, made: Decisions) -> Deployment:
+        read, write = question.workload.prompt_tokens, question.workload.decode_tokens
+        shares = question.profiles.mixed(read, write).shares.astype(np.float64)
         return Deployment(
             plan_id=self._ids.make("epoch"),
             model_digest=self._model.digest,
             partition=made.partition,
             main_memory_gb=made.main_memory_gb,
             origin=EPOCH,
+            profile=np.round(shares, 6).tolist(),
         )
 
     def _question(self, partition: Partition | None = None) -> Question:

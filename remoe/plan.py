@@ -107,7 +107,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """What a main-model function is to load: the answer to a claim when it starts.
 
     `origin` says whether a waiting request's plan or the epoch plan (demand-weighted profile of
-    the history) decided the partition.
+    the history) decided the partition. `profile` is how its requests are expected to use experts,
+    [layers][experts], rows sum to 1 or to 0; a GPU keeps the hottest.
     """
 
     plan_id: str
@@ -115,6 +116,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     partition: Partition
     main_memory_gb: float
     origin: str
+    profile: list[list[float]] | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):

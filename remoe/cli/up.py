@@ -77,6 +77,13 @@ def up(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="What the model computes in; auto is the checkpoint's own."),
     ] = "auto",
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"],
+        typer.Option(
+            help="Where the model is computed; with a GPU, experts on it and on the CPU. auto is "
+            "the GPU if there is one."
+        ),
+    ] = "auto",
     main_memory: Annotated[
         int | None,
         typer.Option(
@@ -149,6 +156,7 @@ def up(
             remote_ratio=remote_ratio,
             policy=policy,
             dtype=dtype,
+            device=device,
             log_level=log_level,
             host=host,
             gateway_env=gateway_env,

@@ -6,6 +6,7 @@ The CPU stands in for the GPU: everything runs but CUDA's streams.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,9 +35,15 @@ CPU = torch.device("cpu")
 
 
 def machine_of(model: PreTrainedModel) -> Machine:
-    (machine,) = {module.remoe.local._machine for module in experts_by_layer(model).values()}
-    assert isinstance(machine, Machine)
+    (machine,) = {local._machine for local in locals_of(model)}
     return machine
+
+
+def locals_of(model: PreTrainedModel) -> list[HeterogeneousExperts]:
+    """Of each layer."""
+    found = [cast("Any", module).remoe.local for module in experts_by_layer(model).values()]
+    assert all(isinstance(local, HeterogeneousExperts) for local in found)
+    return found
 
 
 def load(
@@ -180,9 +187,7 @@ def test_experts_are_attached_and_detached_while_the_model_serves(
     asked = tokens(1, 12, 6)
     with torch.inference_mode():
         expected = unmodified(asked).logits
-        for layer, module in experts_by_layer(model).items():
-            local = module.remoe.local
-            assert isinstance(local, HeterogeneousExperts)
+        for layer, local in enumerate(locals_of(model)):
             local.attach(range(4) if layer == 0 else ())
             local.detach((0, 3))
             assert local.residents.experts == {1, 2}

@@ -76,7 +76,7 @@ def test_experts_with_equally_many_rows_are_placed_best(
     count: int, held: int, rows: int, measured: ExpertTimes
 ) -> None:
     layer = [(rows, index < held) for index in range(count + held)]
-    placed = place({expert: rows for expert in range(count + held)}, range(held), measured)
+    placed = place(dict.fromkeys(range(count + held), rows), range(held), measured)
     assert placed.seconds == pytest.approx(best_end(layer, measured))
 
 

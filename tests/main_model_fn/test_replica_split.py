@@ -146,7 +146,7 @@ def test_any_split_over_real_replicas_gives_the_same_sums(
     experts = np.tile(np.arange(EXPERTS), (rows, 1))
     index = (experts if skewed else rng.permuted(experts, axis=1))[:, :top_k]
     generator = torch.Generator().manual_seed(seed)
-    batch = Batch(
+    batch = Batch.of(
         torch.randn((rows, HIDDEN), generator=generator),
         torch.from_numpy(index.copy()),
         torch.rand((rows, top_k), generator=generator),

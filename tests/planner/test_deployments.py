@@ -40,7 +40,12 @@ def test_a_claim_takes_over_what_the_plan_says() -> None:
     deployments = Deployments(window_s=WINDOW_S, clock=ToldClock())
     deployments.planned(plan("a"))
     assert deployments.claim(epoch) == Deployment(
-        plan_id="a", model_digest="d", partition=PARTITION, main_memory_gb=1.5, origin=REQUEST
+        plan_id="a",
+        model_digest="d",
+        partition=PARTITION,
+        main_memory_gb=1.5,
+        origin=REQUEST,
+        profile=plan("a").profile,
     )
 
 
