@@ -49,17 +49,20 @@ from transformers import (
 )
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from main_model_fn.device_experts import DeviceSum
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.heterogeneous import HeterogeneousExperts, Machine
 from main_model_fn.host_memory import host_empty, pin, unpin
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_layers import use_native_layers
 from main_model_fn.placement import ExpertTimes
+from main_model_fn.routes import Batch
 from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
-from main_model_fn.streaming import ExpertWeights
+from main_model_fn.streaming import ExpertWeights, Staging
 from remoe.activation import SILU
 from remoe.kernel import native_library
 from remoe.kernel.interface import KernelUnavailableError
+from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import NativePool, native_variants
 
 DTYPE = torch.bfloat16
@@ -437,6 +440,50 @@ class _NoExperts:
         return torch.zeros_like(hidden)
 
 
+@contextmanager
+def stopwatches() -> Iterator[dict[str, list[float]]]:
+    """Calls and seconds of the parts of a layer, as the host sees them."""
+    watched: dict[str, list[float]] = {}
+
+    def watch(owner: Any, name: str) -> Callable[[], None]:
+        kept = owner.__dict__[name]
+        inner = kept.__func__ if isinstance(kept, classmethod) else kept
+        count = watched.setdefault(name, [0, 0.0])
+
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            result = inner(*given, **named)
+            count[0] += 1
+            count[1] += time.perf_counter() - began
+            if name == "start":  # what it returns waits for the CPU
+                return lambda: waited(result)
+            return result
+
+        def waited(wait: Callable[[], None]) -> None:
+            began = time.perf_counter()
+            wait()
+            watched.setdefault("wait", [0, 0.0])[1] += time.perf_counter() - began
+
+        setattr(owner, name, classmethod(timed) if isinstance(kept, classmethod) else timed)
+        return lambda: setattr(owner, name, kept)
+
+    parts = [
+        (LayerExperts, "forward"),
+        (Batch, "of"),
+        (Machine, "place"),
+        (Machine, "compute"),
+        (Staging, "send"),
+        (NativeKernel, "start"),
+        (DeviceSum, "add"),
+    ]
+    undo = [watch(owner, name) for owner, name in parts]
+    try:
+        yield watched
+    finally:
+        for back in undo:
+            back()
+
+
 class Contenders:
     """One model's shapes, run by each in turn."""
 
@@ -470,11 +517,15 @@ class Contenders:
 
     def run(self) -> None:
         attempt = self._attempt
-        attempt(self.offload)  # before its memory is pinned, which accelerate's users' is not
+        if not self.args.skip_offload:
+            attempt(self.offload)  # before its memory is pinned, which accelerate's users' is not
         with self.weights.pinned(self.numbers) as pinned:
             self.results.add(model=self.name, what="pinned", pinned=pinned)
             attempt(self.rates)
-            pool = NativePool(threads=max(1, PROCESSORS - 1), spins=2000)
+            for spins in self.args.try_spins:
+                for fewer in self.args.try_fewer:
+                    attempt(lambda s=spins, f=fewer: self.tune(s, f))  # type: ignore[misc]
+            pool = NativePool(threads=max(1, PROCESSORS - 1), spins=self.args.spins)
             attempt(lambda: self.remoe(pool))
             attempt(self.without_experts)
             attempt(self.all_on_gpu)
@@ -513,6 +564,30 @@ class Contenders:
             names = {"model": self.name, "who": who}
             check(self.results, names, self.model, self.layers[0], self.top_k)
             self._measure(who, 3, machine)
+
+    def tune(self, spins: int, fewer: int) -> None:
+        """Decoding alone, with so many threads less than processors, and where its time goes."""
+        threads = max(1, PROCESSORS - fewer)
+        pool = NativePool(threads=threads, spins=spins)
+        machine = new_machine(pool, self.device)
+        use_remoe(self.model, machine, self.layers, 0.0)
+        asking = Asking(self.model, self.device, 1.0)
+        took = asking.decode_s()
+        with stopwatches() as watched:
+            asking.decode_s(12)
+        calls = watched.pop("forward")
+        self.results.add(
+            model=self.name,
+            what="tuning",
+            spins=spins,
+            threads=threads,
+            tokens_per_s=1 / statistics.median(took),
+            layer_us=round(calls[1] / calls[0] * 1e6),
+            **{f"{k}_us": round(v[1] / calls[0] * 1e6) for k, v in watched.items()},
+            cpu=machine.computed["cpu"] / sum(machine.computed.values()),
+            times=asdict(machine.times) if machine.times else None,
+        )
+        pool.close()
 
     def without_experts(self) -> None:
         for module in self.modules.values():
@@ -616,6 +691,10 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=4, help="seconds for one figure, at most")
     parser.add_argument("--hot", nargs="+", type=float, default=[0.0, 0.25, 0.5])
     parser.add_argument("--prefills", nargs="+", type=int, default=[512, 2048])
+    parser.add_argument("--spins", type=int, default=60_000)
+    parser.add_argument("--try-spins", nargs="*", type=int, default=[])
+    parser.add_argument("--try-fewer", nargs="*", type=int, default=[1])
+    parser.add_argument("--skip-offload", action="store_true")
     parser.add_argument("--skip-cpu", action="store_true", help="not all on the CPU")
     parser.add_argument("--tiny", action="store_true", help="tiny layers: does it run at all?")
     parser.add_argument("--out", type=Path)

@@ -78,6 +78,7 @@ class Machine:
         self._dtype = dtype
         self._cold: dict[ExpertId, ExpertWeights] = {}
         self._staging: Staging | None = None
+        self._sums: torch.Tensor | None = None
 
     def load(self, expert: ExpertId) -> ExpertWeights:
         """Copy an expert out of the checkpoint into pinned memory, and let the file's pages go."""
@@ -154,9 +155,7 @@ class Machine:
                 staging.send(layer.cold[expert])
         sums, finish = None, None
         if placed.cpu:
-            sums = torch.zeros(
-                batch.hidden.shape, dtype=torch.float32, pin_memory=self.device.type == "cuda"
-            )
+            sums = self._zeros(len(batch.hidden), batch.hidden.shape[1])
             experts = [ExpertId(layer.layer, index) for index in placed.cpu]
             rows = batch.routed({index: batch.routes[index] for index in placed.cpu})
             finish = self.kernel.start(experts, rows, sums.numpy())
@@ -176,6 +175,13 @@ class Machine:
                 finish()
         if sums is not None:
             total += sums.to(self.device, non_blocking=True)
+
+    def _zeros(self, rows: int, hidden: int) -> torch.Tensor:
+        """Room for the CPU's sums. The last batch's have left it: a batch has waited since."""
+        if self._sums is None or len(self._sums) < rows:
+            pinned = self.device.type == "cuda"
+            self._sums = torch.empty((rows, hidden), dtype=torch.float32, pin_memory=pinned)
+        return self._sums[:rows].zero_()
 
 
 class HeterogeneousExperts:
