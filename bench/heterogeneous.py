@@ -691,7 +691,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=4, help="seconds for one figure, at most")
     parser.add_argument("--hot", nargs="+", type=float, default=[0.0, 0.25, 0.5])
     parser.add_argument("--prefills", nargs="+", type=int, default=[512, 2048])
-    parser.add_argument("--spins", type=int, default=60_000)
+    parser.add_argument("--spins", type=int, default=2000)
     parser.add_argument("--try-spins", nargs="*", type=int, default=[])
     parser.add_argument("--try-fewer", nargs="*", type=int, default=[1])
     parser.add_argument("--skip-offload", action="store_true")

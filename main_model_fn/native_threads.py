@@ -18,9 +18,6 @@ _log = structlog.get_logger()
 # About 50 us: the kernel is called every 100 to 300 us while a token is decoded, and waking a
 # thread costs what a small projection does. A thread that waits for a remote expert soon sleeps.
 _SPINS = 2000
-# A few milliseconds: beside a GPU a layer's experts are 1 to 2 ms from the next one's, and on a
-# virtual machine a processor that went to sleep takes longest to come back.
-_SPINS_BESIDE_GPU = 60_000
 
 
 def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None:
@@ -31,10 +28,10 @@ def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None
     """
     if settings.kernel == "torch":
         return None
-    beside, spins = (0, _SPINS) if device.type == "cpu" else (1, _SPINS_BESIDE_GPU)
+    beside = 0 if device.type == "cpu" else 1
     threads = settings.threads or max(1, _available_threads() - beside)
     try:
-        pool = NativePool(threads=threads, spins=spins)
+        pool = NativePool(threads=threads, spins=_SPINS)
     except KernelUnavailableError as error:
         if settings.kernel == "native":
             raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error

@@ -172,7 +172,7 @@ class NativeKernel:
     ) -> Callable[[], None]:
         """Begin adding to `total` on a thread beside; what is returned waits for the end.
 
-        One such call at a time, and it must be waited for.
+        At least one expert; one such call at a time, and it must be waited for.
         """
         call = self._call(experts, rows, total)
         wait = self._pool.start(call)

@@ -131,6 +131,19 @@ def test_threads_do_not_change_a_bit(new_kernel: _Kernels, variant: str, case: C
     assert one.tobytes() == two.tobytes()
 
 
+@given(case=cases.filter(lambda case: case.ids), threads=st.integers(1, 2))
+@property_settings
+def test_a_call_beside_gives_the_same_bits(
+    new_kernel: _Kernels, variant: str, case: Case, threads: int
+) -> None:
+    kernel = new_kernel(case, variant, threads=threads)
+    expected = kernel.weighted_sum(case.ids, case.rows)
+    for _ in range(3):
+        total = np.zeros_like(expected)
+        kernel.start(case.ids, case.rows, total)()
+        assert total.tobytes() == expected.tobytes()
+
+
 @given(case=cases, choice=st.integers(0, 2**16))
 @property_settings
 def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(
