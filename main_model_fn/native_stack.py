@@ -157,7 +157,7 @@ class NativeStack:
         step.layer, step.given = 0, None
         self._pool.decode(step)
         while step.layer < step.layers:
-            batch = Batch(held.normed[:rows], index[step.layer], held.gate[:rows])
+            batch = Batch.of(held.normed[:rows], index[step.layer], held.gate[:rows])
             output = compute(step.layer, batch).contiguous()
             step.given = output.data_ptr()
             self._pool.decode(step)
