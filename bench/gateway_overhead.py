@@ -280,6 +280,7 @@ def gateway(folder: Path, upstream: int) -> Iterator[tuple[int, int]]:
         prints_port=False,
         REMOE_TOPOLOGY=str(path),
         REMOE_LOG_LEVEL="warning",
+        REMOE_GATEWAY_AUTH="off",  # it binds every address
     ) as started:
         yield started
 

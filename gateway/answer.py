@@ -11,13 +11,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.admission import Job
-from gateway.choice import Shown
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ReplyFormat, WholeChoice, format_for
 from gateway.generation import Generation, Services
 from gateway.receipt import Receipt
-from gateway.replies import FinishReason, Usage
+from gateway.replies import Usage
 from remoe.errors import ErrorEnvelope, RemoeError
 
 __all__ = ["Answer"]
@@ -98,20 +97,12 @@ class Answer(Response):
         return Usage(prompt, completion, prompt + completion)
 
     async def _whole(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
-        wholes = [Shown() for _ in range(self._job.choices)]
-        finishes: dict[int, FinishReason] = {}
-        texts: list[list[str]] = [[] for _ in wholes]
+        wholes: dict[int, WholeChoice] = {}
         while not generation.finished():
             for delta in await generation.next():
-                texts[delta.index].append(delta.shown.text)
-                wholes[delta.index].pieces += delta.shown.pieces
-                wholes[delta.index].calls += delta.shown.calls
-                if delta.finish:
-                    finishes[delta.index] = delta.finish
-        choices = []
-        for index in generation.best():
-            wholes[index].text = "".join(texts[index])
-            choices.append(WholeChoice(wholes[index], finishes[index]))
+                if delta.finish:  # each comes in one piece
+                    wholes[delta.index] = WholeChoice(delta.shown, delta.finish)
+        choices = [wholes[index] for index in generation.best()]
         body = _encoder.encode(
             reply.whole(choices, self._usage(generation), self._close(generation))
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-import aiohttp
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -47,6 +47,7 @@ from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
 from gateway.text import TextModel
 from gateway.timings import Timings
+from gateway.upstream import open_upstream
 from gateway.validation import parse_body, read_body
 from remoe.accounts.database import open_database
 from remoe.errors import RemoeError, SettingsError
@@ -55,7 +56,6 @@ from remoe.topology import Topology
 
 __all__ = ["create_app"]
 
-# Functions behind us keep idle connections longer (75 s), so we close first.
 _EXPOSED_HEADERS = [
     "retry-after",
     "x-request-id",
@@ -65,8 +65,6 @@ _EXPOSED_HEADERS = [
         for unit in ("requests", "tokens")
     ),
 ]
-_KEEP_ALIVE_S = 30
-_MOST_CONNECTIONS = 2048
 
 
 class _State(TypedDict):
@@ -167,24 +165,12 @@ def _lifespan(
         shared.watch.start()
         timings = Timings()
         line = Line(settings.max_open, timings)
-        # Time is limited where it is known what for; a cold start may well take minutes.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        connector = aiohttp.TCPConnector(limit=_MOST_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S)
-        async with (
-            shared.books.opened(),
-            aiohttp.ClientSession(
-                timeout=timeout, connector=connector, auto_decompress=False
-            ) as http,
-        ):
+        async with shared.books.opened(), open_upstream() as http:
+            planner = PlannerClient(http, topology.planner_url, timeout_s=settings.plan_timeout_s)
             yield {
                 "services": Services(
                     text=text,
-                    planner=PlannerClient(
-                        http,
-                        topology.planner_url,
-                        background,
-                        timeout_s=settings.plan_timeout_s,
-                    ),
+                    planner=planner,
                     prewarmer=Prewarmer(
                         http,
                         {expert.name: expert.url for expert in topology.experts},
@@ -201,6 +187,7 @@ def _lifespan(
                         line=line,
                         timings=timings,
                         cold_start_timeout_s=settings.cold_start_timeout_s,
+                        silence_timeout_s=settings.silence_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
                     ),
                     prices=shared.prices,
@@ -210,7 +197,7 @@ def _lifespan(
                     seed_loads=settings.policy == "joint",
                 )
             }
-            await background.close()
+            await asyncio.gather(background.close(), planner.close())
             await shared.watch.close()
 
     return lifespan

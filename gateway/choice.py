@@ -39,8 +39,11 @@ class Shown:
     def __bool__(self) -> bool:
         return bool(self.text or self.pieces or self.calls)
 
-    def __add__(self, other: Shown) -> Shown:
-        return Shown(self.text + other.text, self.pieces + other.pieces, self.calls + other.calls)
+    def extend(self, other: Shown) -> None:
+        """Go on with what came next."""
+        self.text += other.text
+        self.pieces += other.pieces
+        self.calls += other.calls
 
 
 class Choice:
@@ -51,6 +54,8 @@ class Choice:
     ) -> None:
         self.record = ChoiceRecord()
         self.finish: FinishReason | None = None
+        self.shown = False
+        """Whether any of it is on its way to the client; set by whoever sends it."""
         self._detokenizer = detokenizer
         self._stops = StopMatcher(stops)
         self._parser = ToolCallParser() if calls_tools else None
@@ -103,7 +108,7 @@ class Choice:
                 if self.finish:
                     break
         # What came after a stop string was computed all the same, and is on the bill.
-        self.record.stats = events[-1].stats or self.record.stats
+        self.record.report(events[-1])
         finish = events[-1].finish
         if finish is not None and self.finish is None:
             self._show(shown, self._detokenizer.flush())
@@ -118,7 +123,7 @@ class Choice:
 
     def _take_tokens(self, shown: Shown, event: GenerateEvent) -> None:
         record = self.record
-        record.stats = event.stats or record.stats
+        record.report(event)
         for place, token in enumerate(event.tokens):
             record.tokens += 1
             if event.logprobs:

@@ -32,7 +32,9 @@ class GatewaySettings(ServiceSettings):
     plan_timeout_s: float = Field(2.0, gt=0)
     # From asking the main function to its response headers, its cold start included.
     cold_start_timeout_s: float = Field(300.0, gt=0)
-    # Between two events of a running generation.
+    # Between two signs of life of a running generation; the main function gives one each second.
+    silence_timeout_s: float = Field(15.0, gt=1)
+    # Between two events of a running generation that bring it forward.
     stall_timeout_s: float = Field(120.0, gt=0)
     # A streaming client hears something at least this often, from the first such period on.
     heartbeat_s: float = Field(1.0, gt=0)

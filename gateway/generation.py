@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +16,11 @@ from gateway.admission import Job
 from gateway.choice import Choice, Shown
 from gateway.deadline import MissedDeadlineError
 from gateway.line import Line
-from gateway.main_client import InterruptedGenerationError, MainClient
+from gateway.main_client import (
+    InterruptedGenerationError,
+    LostMainFunctionError,
+    MainClient,
+)
 from gateway.planner_client import PlannerClient
 from gateway.prewarm import Prewarmer
 from gateway.progress import Progress
@@ -75,10 +80,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._reply_id = reply_id
         self._received_at = received_at
         self._asked_at = received_at
-        self._choices = [
-            Choice(services.text.detokenizer(), job.stops, calls_tools=job.calls_tools)
-            for _ in range(job.choices)
-        ]
+        self._choices = [self._new_choice() for _ in range(job.choices)]
         # The first choice of each prompt goes ahead: the others find its prompt in the cache.
         self._ahead = [asyncio.Event() for _ in job.prompts]
         self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
@@ -87,6 +89,10 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._driver: asyncio.Task[None] | None = None
         self._stay = services.resident.enter()
         self._receipt: Receipt | None = None
+
+    def _new_choice(self) -> Choice:
+        text, job = self._services.text, self.job
+        return Choice(text.detokenizer(), job.stops, calls_tools=job.calls_tools)
 
     async def __aenter__(self) -> Self:
         self._driver = asyncio.create_task(self._drive())
@@ -157,7 +163,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             if deltas and deltas[-1].index == item.index:
                 # A client slower than the model gets more text at a time.
                 earlier = deltas.pop().shown
-                deltas.append(ChoiceDelta(item.index, earlier + item.shown, item.finish))
+                earlier.extend(item.shown)
+                deltas.append(ChoiceDelta(item.index, earlier, item.finish))
             else:
                 deltas.append(item)
         return deltas
@@ -262,11 +269,23 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         )
 
     async def _generate(self, index: int) -> None:
+        """Generate a choice; again from its beginning if it is lost before any of it was shown."""
         prompt, sample = divmod(index, self.job.samples)
         if sample:
             await self._ahead[prompt].wait()
+        try:
+            await self._attempt(index, prompt, sample)
+        except LostMainFunctionError:
+            if self._choices[index].shown:
+                raise
+            _log.info("asking the main function's successor", reply_id=self._reply_id, choice=index)
+            self._choices[index] = self._new_choice()
+            await self._attempt(index, prompt, sample)
+
+    async def _attempt(self, index: int, prompt: int, sample: int) -> None:
         choice = self._choices[index]
         services = self._services
+        whole = Shown()
         async with services.main.generate(self._request(index, prompt, sample)) as stream:
             opened_at = time.perf_counter()
             choice.record.cold_start = stream.cold_start
@@ -275,18 +294,18 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             async with aclosing(stream.batches()) as batches:
                 async for events in batches:
                     now = time.perf_counter()
-                    shown = Shown()
-                    if not begun:
+                    if not begun and any(map(_tells, events)):
                         begun = True
                         self.progress.enter("answering")
                         services.timings.first_token(now - opened_at)
-                        shown = self._echo(choice, prompt, events[0])
+                        whole.extend(self._echo(choice, prompt, events))
                         self._ahead[prompt].set()
-                    new = choice.absorb(events, now=now)
-                    if shown:
-                        new = shown + new
-                    if new or choice.finish:
-                        await self._queue.put(ChoiceDelta(index, new, choice.finish))
+                    whole.extend(choice.absorb(events, now=now))
+                    # An answer sent whole leaves in one piece, and can begin anew until then.
+                    if choice.finish or (whole and self.job.stream):
+                        choice.shown = True
+                        await self._queue.put(ChoiceDelta(index, whole, choice.finish))
+                        whole = Shown()
                     if choice.finish:
                         services.timings.served(now - opened_at)
                         return
@@ -313,11 +332,12 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             profile=plan.profile if plan and self._services.seed_loads else None,
         )
 
-    def _echo(self, choice: Choice, prompt: int, event: GenerateEvent) -> Shown:
+    def _echo(self, choice: Choice, prompt: int, events: Sequence[GenerateEvent]) -> Shown:
         if not self.job.echo:
             return Shown()
-        if event.prompt_logprobs:
-            self._prompt_scores[prompt] = event.prompt_logprobs
+        for event in events:
+            if event.prompt_logprobs:
+                self._prompt_scores[prompt] = event.prompt_logprobs
         scores = self._prompt_scores[prompt] if self.job.logprobs is not None else []
         return choice.echo(
             self.job.echo[prompt],
@@ -325,6 +345,11 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             scores,
             self._services.text.detokenizer(),
         )
+
+
+def _tells(event: GenerateEvent) -> bool:
+    """Whether it is more than a report of what has been used."""
+    return bool(event.tokens or event.prompt_logprobs or event.finish)
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> Exception:

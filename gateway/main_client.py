@@ -31,7 +31,12 @@ from remoe.generation import GenerateEvent, GenerateRequest
 from remoe.lifecycle import READY_FOR_HEADER, START_HEADER
 from remoe.tracing import outgoing_headers
 
-__all__ = ["GenerationStream", "InterruptedGenerationError", "MainClient"]
+__all__ = [
+    "GenerationStream",
+    "InterruptedGenerationError",
+    "LostMainFunctionError",
+    "MainClient",
+]
 
 _log = structlog.get_logger()
 _event_decoder = msgspec.json.Decoder(GenerateEvent)
@@ -43,6 +48,10 @@ class InterruptedGenerationError(InternalError):
     """The answer broke off after it had begun; trying again by itself would pay for it twice."""
 
     code = "generation_interrupted"
+
+
+class LostMainFunctionError(InterruptedGenerationError):
+    """The main function, or the way to it, is gone: its successor may answer."""
 
 
 class _Failure(msgspec.Struct):
@@ -58,61 +67,86 @@ class GenerationStream:
     """The events of one running generation, and the cold start its opening waited for."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, *, cold_start: MainColdStart, stall_timeout_s: float
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        cold_start: MainColdStart,
+        silence_timeout_s: float,
+        stall_timeout_s: float,
     ) -> None:
         self.cold_start = cold_start
         self._response = response
+        self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
 
     async def batches(self) -> AsyncGenerator[Sequence[GenerateEvent], None]:
-        """Yield events as they arrive together, up to and with the one that has `finish`."""
-        content = self._response.content
+        """Yield events as they arrive together, up to and with the one that has `finish`.
+
+        Raises LostMainFunctionError after a silence, in which not even a report came, and
+        DeadlineError if it is only reports that come for too long.
+        """
         rest = b""
+        moved_at = time.monotonic()
         while True:
-            try:
-                async with asyncio.timeout(self._stall_timeout_s):
-                    data = await content.readany()
-            except TimeoutError:
-                raise DeadlineError(
-                    f"The model produced nothing for {self._stall_timeout_s:g} s, so the request "
-                    "was given up. Try again later."
-                ) from None
-            except aiohttp.ClientError as error:
-                raise _broken_off(repr(error)) from error
-            if not data:
-                raise _broken_off("the stream ended early")
-            *lines, rest = (rest + data).split(b"\n")
+            *lines, rest = (rest + await self._data(moved_at)).split(b"\n")
             events: list[GenerateEvent] = []
-            try:
-                events += map(self._decode, lines)
-            except InterruptedGenerationError:
-                if events:
-                    yield events
-                raise
+            failure: InterruptedGenerationError | None = None
+            for line in lines:
+                try:
+                    event = _decode(line)
+                except InterruptedGenerationError as error:
+                    failure = error
+                    break
+                if event.finish == "error":
+                    _log.error("the main function failed", reason=event.error)
+                    failure = InterruptedGenerationError(
+                        "The model failed while it worked on the answer. Send the request again."
+                    )
+                    event = GenerateEvent(ledger=event.ledger)
+                if event.tokens:
+                    moved_at = time.monotonic()
+                events.append(event)
             if events:
                 yield events
                 if events[-1].finish is not None:
                     return
+            if failure is not None:
+                raise failure
 
-    def _decode(self, line: bytes) -> GenerateEvent:
+    async def _data(self, moved_at: float) -> bytes:
+        stalled_at = moved_at + self._stall_timeout_s
+        limit_s = min(self._silence_timeout_s, stalled_at - time.monotonic())
         try:
-            event = _event_decoder.decode(line)
-        except msgspec.DecodeError as error:
-            _log.exception("cannot read an event of the main function")
-            raise InterruptedGenerationError(
-                "The answer of the model could not be read. Send the request again."
-            ) from error
-        if event.finish == "error":
-            _log.error("the main function failed", reason=event.error)
-            raise InterruptedGenerationError(
-                "The model failed while it worked on the answer. Send the request again."
-            )
-        return event
+            async with asyncio.timeout(limit_s):
+                data = await self._response.content.readany()
+        except TimeoutError:
+            if time.monotonic() < stalled_at:
+                raise _lost(f"silent for {self._silence_timeout_s:g} s") from None
+            raise DeadlineError(
+                f"The model produced nothing for {self._stall_timeout_s:g} s, so the request "
+                "was given up. Try again later."
+            ) from None
+        # What TCP itself finds out comes as an OSError, a client error or not.
+        except (aiohttp.ClientError, OSError) as error:
+            raise _lost(repr(error)) from error
+        if not data:
+            raise _lost("the stream ended early")
+        return data
 
 
-def _broken_off(reason: str) -> InterruptedGenerationError:
+def _decode(line: bytes) -> GenerateEvent:
+    try:
+        return _event_decoder.decode(line)
+    except msgspec.DecodeError as error:
+        _log.exception("cannot read an event of the main function")
+        raise InterruptedGenerationError(
+            "The answer of the model could not be read. Send the request again."
+        ) from error
+
+
+def _lost(reason: str) -> LostMainFunctionError:
     _log.warning("the main function broke off", reason=reason)
-    return InterruptedGenerationError(
+    return LostMainFunctionError(
         "The model stopped before the answer was complete. Send the request again."
     )
 
@@ -128,6 +162,7 @@ class MainClient:
         line: Line,
         timings: Timings,
         cold_start_timeout_s: float,
+        silence_timeout_s: float,
         stall_timeout_s: float,
     ) -> None:
         self._http = http
@@ -135,6 +170,7 @@ class MainClient:
         self._timings = timings
         self._url = f"{url}/v1/generate"
         self._cold_start_timeout_s = cold_start_timeout_s
+        self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
 
     @asynccontextmanager
@@ -154,6 +190,7 @@ class MainClient:
             yield GenerationStream(
                 response,
                 cold_start=cold_start,
+                silence_timeout_s=self._silence_timeout_s,
                 stall_timeout_s=self._stall_timeout_s,
             )
         finally:

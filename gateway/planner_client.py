@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from gateway.background import Background
+from gateway.outbox import Outbox, UndeliverableError
 from gateway.replies import ModelState
 from remoe.plan import Observation, Plan, PlanRequest
 from remoe.tracing import current_span, outgoing_headers
@@ -20,19 +20,20 @@ _log = structlog.get_logger()
 _plan_decoder = msgspec.json.Decoder(Plan)
 _JSON = {"content-type": "application/json"}
 _OBSERVATION_TIMEOUT_S = 10.0
+_LATER = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+# An observation, and the trace that it belongs to.
+_Report = tuple[Observation, dict[str, str]]
 _STATE_TIMEOUT_S = 0.5
 
 
 class PlannerClient:
     """Asks for plans within a limit of time, and reports what requests really did."""
 
-    def __init__(
-        self, http: aiohttp.ClientSession, url: str, background: Background, *, timeout_s: float
-    ) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, *, timeout_s: float) -> None:
         self._http = http
         self._url = url
-        self._background = background
         self._timeout_s = timeout_s
+        self._reports = Outbox(self._report, name="observations")
 
     async def plan(self, request: PlanRequest) -> Plan | None:
         """Return the plan, or None when the planner is down, late, or not understood."""
@@ -66,16 +67,23 @@ class PlannerClient:
         return "zero" if status == HTTPStatus.NOT_FOUND else "unknown"
 
     def observe(self, observation: Observation) -> None:
-        """Report a finished request in the background; the loss of a report is logged."""
-        if not self._background.start(self._observe(observation)):
-            _log.warning("lost an observation", reason="too many reports under way")
+        """Report a finished request soon, and again later if the planner cannot take it now."""
+        self._reports.put((observation, outgoing_headers()))
 
-    async def _observe(self, observation: Observation) -> None:
+    async def close(self) -> None:
+        """Give reports that wait a moment to leave."""
+        await self._reports.close()
+
+    async def _report(self, report: _Report) -> None:
+        observation, headers = report
         try:
             async with asyncio.timeout(_OBSERVATION_TIMEOUT_S):
-                await self._post("/v1/observations", observation, outgoing_headers())
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log.warning("lost an observation", plan_id=observation.plan_id, reason=repr(error))
+                await self._post("/v1/observations", observation, headers)
+        except aiohttp.ClientResponseError as error:
+            passes = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR or error.status in _LATER
+            if not passes:
+                raise UndeliverableError(f"{observation.plan_id}: {error.status}") from error
+            raise
 
     async def _post(self, path: str, message: msgspec.Struct, headers: dict[str, str]) -> bytes:
         body = msgspec.json.encode(message)

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.hits import count_hits, predicted_hit_rate
 from gateway.residency import ResidentShare
-from remoe.generation import GenerationStats
+from remoe.generation import GenerateEvent, GenerationStats
 from remoe.ledger import Ledger
 from remoe.money import Charge, Usage, gb_s, kb_s, price, usd
 from remoe.plan import Plan
@@ -140,13 +140,18 @@ WARM = MainColdStart()
 
 @dataclass(slots=True)
 class ChoiceRecord:
-    """What is measured of one choice while it runs. Times are seconds of one monotonic clock."""
+    """What is measured of one choice while it runs. Times are seconds of one monotonic clock.
+
+    `used` is as of the main function's last report, at most a second old while the choice runs;
+    None if it finished without one.
+    """
 
     tokens: int = 0
     cold_start: MainColdStart = WARM
     first_token_at: float | None = None
     last_token_at: float | None = None
     stats: GenerationStats | None = None
+    used: Ledger | None = field(default_factory=Ledger)
     gaps_s: list[float] = field(default_factory=list)
 
     def came(self, now: float) -> None:
@@ -156,6 +161,15 @@ class ChoiceRecord:
         else:
             self.gaps_s.append(now - self.last_token_at)
         self.last_token_at = now
+
+    def report(self, event: GenerateEvent) -> None:
+        """Take what the event says of the work up to it."""
+        if event.stats is not None:
+            self.stats, self.used = event.stats, event.stats.ledger
+        elif event.ledger is not None:
+            self.used = event.ledger
+        elif event.finish is not None and self.stats is None:
+            self.used = None
 
     def tpot_s(self) -> float | None:
         """Seconds per token after the first; None before the second."""
@@ -177,8 +191,9 @@ def build_receipt(
 ) -> Receipt:
     """Add the choices up. `asked_at` is when the main function was first asked."""
     stats = [record.stats for record in records if record.stats is not None]
-    complete = len(stats) == len(records)
-    ledger = _sum([stat.ledger for stat in stats])
+    ledgers = [record.used for record in records if record.used is not None]
+    complete = len(ledgers) == len(records)
+    ledger = _sum(ledgers)
     usage = Usage.of(ledger)
     charge = Charge.of(usage, prices) if complete else None
     cold = max((record.cold_start for record in records), key=lambda c: c.total_s, default=WARM)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from copy import copy
 
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from main_model_fn.stream import Stream
 from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError, UnavailableError
 from remoe.generation import (
     MAX_LOGPROBS,
+    REPORT_PERIOD_S,
     FinishReason,
     GenerateEvent,
     GenerateRequest,
@@ -130,15 +132,20 @@ class Engine:
         finish: FinishReason | None = None
         while finish is None:
             try:
-                count, finish = await stream.news()
+                news = await stream.news(REPORT_PERIOD_S)
             except TimeoutError:
                 yield _failed(
+                    stream,
                     f"the deadline of {request.deadline_s:g} s passed after {sent} of up to "
-                    f"{request.max_new_tokens} tokens; allow more time or ask for fewer"
+                    f"{request.max_new_tokens} tokens; allow more time or ask for fewer",
                 )
                 return
+            if news is None:
+                yield GenerateEvent(ledger=copy(stream.meter.ledger))
+                continue
+            count, finish = news
             if finish == "error":
-                yield _failed("the main function failed on this request")
+                yield _failed(stream, "the main function failed on this request")
                 return
             prompt_logprobs = [] if first_token_at else stream.prompt_logprobs
             first_token_at = first_token_at or time.monotonic()
@@ -158,6 +165,8 @@ class Engine:
                 prompt_logprobs=prompt_logprobs,
                 finish=finish,
                 stats=stats,
+                # The engine's thread goes on adding to its own.
+                ledger=copy(stream.meter.ledger) if stats is None else None,
             )
             sent = end
 
@@ -179,5 +188,5 @@ class Engine:
         )
 
 
-def _failed(error: str) -> GenerateEvent:
-    return GenerateEvent(finish="error", error=error)
+def _failed(stream: Stream, error: str) -> GenerateEvent:
+    return GenerateEvent(finish="error", error=error, ledger=copy(stream.meter.ledger))

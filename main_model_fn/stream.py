@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from typing import NamedTuple, Self
@@ -78,12 +79,17 @@ class Stream:
                 self._news.put_nowait, Progress(len(self.tokens), finish)
             )
 
-    async def news(self) -> Progress:
-        """The next news. Raises TimeoutError at the request's deadline."""
+    async def news(self, within_s: float) -> Progress | None:
+        """The next news, None if there is none in time. Raises TimeoutError at the deadline."""
         deadline_at = self.meter.deadline_at
-        limit_s = None if deadline_at is None else deadline_at - time.monotonic()
-        async with asyncio.timeout(limit_s):
-            return await self._news.get()
+        left_s = math.inf if deadline_at is None else deadline_at - time.monotonic()
+        try:
+            async with asyncio.timeout(min(left_s, within_s)):
+                return await self._news.get()
+        except TimeoutError:
+            if left_s <= within_s:
+                raise
+            return None
 
     def __deepcopy__(self, memo: object) -> Self:
         """The same stream: a batching engine copies a request's arguments when it re-queues it."""

@@ -16,6 +16,7 @@ from remoe.ledger import Ledger
 
 __all__ = [
     "MAX_LOGPROBS",
+    "REPORT_PERIOD_S",
     "FinishReason",
     "GenerateEvent",
     "GenerateRequest",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "error"]
+
+REPORT_PERIOD_S = 1.0
+"""The longest silence of a main function that is alive, from a request's admission on."""
 
 MAX_LOGPROBS = 20
 """Most alternatives a token's log-probabilities may list."""
@@ -127,6 +131,10 @@ class GenerateEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     `logprobs`, if asked for, has one entry for each of `tokens`. `prompt_logprobs` comes once,
     with the first event or before it: one entry for each token of the prompt, the first None.
+
+    `ledger` is what the request has used so far; on an event without stats, which have the whole.
+    An event with nothing else comes every `REPORT_PERIOD_S` while there is nothing to tell: the
+    caller knows what to bill if it leaves, and a silent connection to be a dead one.
     """
 
     tokens: list[int] = []
@@ -134,4 +142,5 @@ class GenerateEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     prompt_logprobs: list[TokenLogprob | None] = []
     finish: FinishReason | None = None
     stats: GenerationStats | None = None
+    ledger: Ledger | None = None
     error: str | None = None

@@ -186,6 +186,7 @@ class FakePlanner:
         self.observed = threading.Condition()
         self.woken = Gate()
         self.answer_gate: Gate | None = None
+        self.refused_observations = 0
         self.refuses = False
 
     def wait_for_observations(self, count: int, prompt_tokens: list[int]) -> list[Observation]:
@@ -225,6 +226,9 @@ class FakePlanner:
 
     async def _observe(self, request: Request) -> Response:
         observation = msgspec.json.decode(await request.body(), type=Observation)
+        if self.refused_observations:
+            self.refused_observations -= 1
+            return PlainTextResponse("the history is full", status_code=503)
         with self.observed:
             self.observations.append(observation)
             self.observed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def test_a_client_that_leaves_is_written_down_as_such(
     more = Gate()
 
     async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-        yield GenerateEvent(tokens=stack.encode("Paris is a city"))
+        yield GenerateEvent(
+            tokens=stack.encode("Paris is a city"), ledger=Ledger(main_cpu_gb_s=2.0)
+        )
         await more.passed()
         yield GenerateEvent(finish="stop")
 
@@ -112,8 +115,27 @@ def test_a_client_that_leaves_is_written_down_as_such(
     eventually(lambda: len(rows(books)) == 1)
     more.open()
     (row,) = rows(books)
-    assert (row["outcome"], row["metered"], row["total_nano_usd"]) == ("cancelled", False, 0)
+    assert (row["outcome"], row["metered"], row["main_cpu_kb_s"]) == ("cancelled", True, 2_000_000)
+    paid = round(2.0 * DEFAULT_PRICES.cpu_usd_per_gb_s * 1e9)
+    assert (row["total_nano_usd"], row["main_cpu_nano_usd"]) == (paid, paid)
     assert int(str(row["completion_tokens"])) > 0
+
+
+def test_a_client_that_leaves_while_its_prompt_is_read_pays_for_that(
+    stack: Stack, serve_gateway: Callable[..., str], ledger: str, books: Engine
+) -> None:
+    async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(ledger=Ledger(main_cpu_gb_s=3.0))
+        await asyncio.Event().wait()
+
+    stack.main.script = script
+    url = serve_gateway(ledger=ledger, heartbeat_s=0.05)
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as reply:
+        assert "phase=reading" in next(line for line in reply.iter_lines() if "reading" in line)
+    eventually(lambda: len(rows(books)) == 1)
+    (row,) = rows(books)
+    assert (row["outcome"], row["completion_tokens"]) == ("cancelled", 0)
+    assert (row["metered"], row["main_cpu_kb_s"]) == (True, 3_000_000)
 
 
 class _NoRoom:
@@ -276,7 +298,11 @@ def test_an_entry_holds_the_receipt_exactly() -> None:
         now=1.2345678,
         plans=[None],
         samples=1,
-        records=[ChoiceRecord(tokens=2, first_token_at=0.5, last_token_at=0.75, stats=stats)],
+        records=[
+            ChoiceRecord(
+                tokens=2, first_token_at=0.5, last_token_at=0.75, stats=stats, used=stats.ledger
+            )
+        ],
         prices=DEFAULT_PRICES,
     )
     row = entry_of(Trace("r", 0.0, reply_id="c"), receipt, "finished", 1_764_000_000.25)

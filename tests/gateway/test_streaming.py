@@ -13,6 +13,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.ledger import Ledger
 from tests.gateway.conftest import Stack, eventually, openai_client
 from tests.gateway.fakes import Gate, stats
 from tests.gateway.tiny_text import MODEL
@@ -183,6 +184,59 @@ def test_a_failure_in_the_middle_is_an_error_event(
     assert "secret" not in reply.text
     assert "[DONE]" not in reply.text
     assert events(reply)[-1].startswith('data: {"error":')
+
+
+def lost_at_first(stack: Stack, text: str, *, times: int) -> None:
+    """The main function is gone after its first event, and its successor answers."""
+    left = iter(range(times))
+
+    async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        tokens = stack.encode(text)
+        yield GenerateEvent(ledger=Ledger(main_cpu_gb_s=1.0))
+        if next(left, None) is not None:
+            if not request.sampling.temperature:
+                yield GenerateEvent(tokens=tokens[:1])
+            return
+        yield GenerateEvent(tokens=tokens)
+        yield GenerateEvent(finish="stop", stats=stats(request, len(tokens)))
+
+    stack.main.script = script
+
+
+@pytest.mark.parametrize(("stream", "temperature"), [(False, 0), (False, 1), (True, 1)])
+def test_what_no_client_has_seen_begins_anew_on_the_successor(
+    stack: Stack, http: httpx.Client, stream: bool, temperature: float
+) -> None:
+    lost_at_first(stack, "Paris is a city", times=1)
+    reply = http.post(
+        "/v1/chat/completions", json={**CHAT, "stream": stream, "temperature": temperature}
+    )
+    assert reply.status_code == 200
+    said = (
+        "".join(
+            json.loads(event.removeprefix("data: "))["choices"][0]["delta"].get("content") or ""
+            for event in events(reply)
+            if event != "data: [DONE]"
+        )
+        if stream
+        else reply.json()["choices"][0]["message"]["content"]
+    )
+    assert said == "Paris is a city"
+    assert len(stack.main.requests) == 2
+
+
+def test_what_a_client_has_seen_does_not_begin_anew(stack: Stack, http: httpx.Client) -> None:
+    lost_at_first(stack, "Paris is a city", times=1)
+    reply = http.post("/v1/chat/completions", json={**CHAT, "temperature": 0})
+    assert "generation_interrupted" in events(reply)[-1]
+    assert len(stack.main.requests) == 1
+
+
+def test_an_answer_begins_anew_only_once(stack: Stack, http: httpx.Client) -> None:
+    lost_at_first(stack, "Paris is a city", times=2)
+    reply = http.post("/v1/chat/completions", json={**CHAT, "stream": False})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "generation_interrupted")
+    assert len(stack.main.requests) == 2
 
 
 @pytest.mark.parametrize("how", ["error event", "end without finish"])

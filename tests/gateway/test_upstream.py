@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.background import Background
+from gateway.outbox import Outbox, UndeliverableError
+from gateway.upstream import DEAD_AFTER_S, open_upstream
 from remoe.errors import ContextLengthError, ExpertUnavailableError, QueueFullError, RemoeError
 from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.ledger import Ledger
 from tests.gateway.conftest import Stack, openai_client
-from tests.gateway.fakes import Gate
+from tests.gateway.fakes import Gate, stats
 from tests.gateway.tiny_text import MODEL
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -124,6 +128,43 @@ def test_a_generation_that_stalls(stack: Stack, serve_gateway: Callable[..., str
     stack.main.cancelled.wait()
 
 
+def test_reports_show_that_a_silent_main_function_is_alive(
+    stack: Stack, serve_gateway: Callable[..., str]
+) -> None:
+    silences: list[float] = [10.0, 0.5]
+
+    async def script(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(ledger=Ledger())
+        pause_s = silences.pop(0)
+        for _ in range(4):
+            await asyncio.sleep(pause_s)
+            yield GenerateEvent(ledger=Ledger())
+        yield GenerateEvent(tokens=stack.encode("Paris"))
+        yield GenerateEvent(finish="stop", stats=stats(request, 1))
+
+    stack.main.script = script
+    url = serve_gateway(silence_timeout_s=1.1)
+    # The first one says nothing more, as when its machine is gone; the second is slow.
+    reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=20)
+    assert reply.json()["choices"][0]["message"]["content"] == "Paris"
+    assert silences == []
+    stack.main.cancelled.wait()
+
+
+def test_connections_notice_a_peer_that_is_gone(main_url: str) -> None:
+    async def options() -> list[int]:
+        async with open_upstream() as http, http.get(f"{main_url}/none") as response:
+            assert response.connection is not None
+            assert response.connection.transport is not None
+            sock = response.connection.transport.get_extra_info("socket")
+            return [
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            ]
+
+    assert asyncio.run(options()) == [1, DEAD_AFTER_S * 1000]
+
+
 @contextmanager
 def dying_then_forwarding(target: str) -> Iterator[tuple[str, list[int]]]:
     """A server whose first connection dies unanswered, as a killed replica's does."""
@@ -182,6 +223,52 @@ def test_a_replica_that_dies_before_it_answers_is_asked_again(
         reply = httpx.post(f"{gateway}/v1/chat/completions", json=CHAT, timeout=20)
     assert reply.json()["choices"][0]["message"]["content"] == "Paris"
     assert len(accepted) == 2
+
+
+def test_an_outbox_sends_again_in_order_and_gives_up_the_oldest() -> None:
+    async def run() -> tuple[list[int], int]:
+        delivered: list[int] = []
+        failures = [OSError("down"), TimeoutError(), UndeliverableError("no"), None]
+
+        async def deliver(message: int) -> None:
+            failure = failures.pop(0) if failures else None
+            if failure is not None:
+                raise failure
+            delivered.append(message)
+
+        outbox = Outbox(deliver, name="test", limit=3, first_pause_s=0.001, longest_pause_s=0.001)
+        for message in range(5):
+            outbox.put(message)
+        await outbox.close()
+        return delivered, len(outbox)
+
+    # 0 is tried three times and refused for good; 1 and 2 had to make room.
+    assert asyncio.run(run()) == ([3, 4], 0)
+
+
+def test_an_outbox_is_not_waited_for() -> None:
+    async def run() -> int:
+        async def deliver(message: int) -> None:
+            raise OSError("down")
+
+        outbox = Outbox(deliver, name="test")
+        outbox.put(1)
+        await outbox.close(grace_s=0.01)
+        return len(outbox)
+
+    assert asyncio.run(run()) == 1
+
+
+def test_observations_wait_for_a_planner_that_cannot_take_them(
+    stack: Stack, serve_gateway: Callable[..., str]
+) -> None:
+    stack.planner.refused_observations = 2
+    tokens = stack.encode("observed twice")
+    with openai_client(serve_gateway()) as client:
+        client.completions.create(model=MODEL, prompt=tokens, max_tokens=2)
+    (observation,) = stack.planner.wait_for_observations(1, tokens)
+    assert observation.prompt_tokens == tokens
+    assert stack.planner.refused_observations == 0
 
 
 def test_background_jobs_are_bounded_and_end() -> None:

@@ -139,6 +139,21 @@ def small_engine(tiny_model_dir: Path) -> Engine:
     return engine
 
 
+def test_every_event_says_what_has_been_used_and_silence_is_filled(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("main_model_fn.engine.REPORT_PERIOD_S", 1e-6)
+    *before, last = asyncio.run(events(engine, ask([1, 2, 3], tokens=64)))
+    assert last.stats is not None
+    assert last.ledger is None
+    used = [event.ledger.main_cpu_gb_s for event in before if event.ledger is not None]
+    assert len(used) == len(before)
+    assert used == sorted(used)
+    assert 0 < used[-1] <= last.stats.ledger.main_cpu_gb_s
+    assert [] in [event.tokens for event in before]
+    assert sum(len(event.tokens) for event in [*before, last]) == 64
+
+
 def test_stopping_leaves_no_stream_behind(tiny_model_dir: Path) -> None:
     engine = small_engine(tiny_model_dir)
 
