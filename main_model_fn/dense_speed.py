@@ -51,7 +51,13 @@ class _NoExperts:
 class _NoTransport:
     """No expert is ever called."""
 
-    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+    def send(
+        self,
+        call: ExpertCall,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> PendingReply:
         raise AssertionError("experts are left out")
 
     def replicas(self, layer: int) -> int:

@@ -26,6 +26,7 @@ from remoe.generation import (
     GenerateRequest,
     GenerationStats,
 )
+from remoe.tracing import current_span
 
 __all__ = ["Engine", "EngineLimits"]
 
@@ -104,7 +105,11 @@ class Engine:
         self.check(request)
         arrived_at = time.monotonic()
         limit_s = request.deadline_s
-        meter = self._meter.open(None if limit_s is None else arrived_at + limit_s)
+        span = current_span()
+        meter = self._meter.open(
+            None if limit_s is None else arrived_at + limit_s,
+            trace=span if span.traceparent else None,
+        )
         stream = Stream(request, meter, await self._guide(request))
         self._open += 1
         self._runner.submit(stream)

@@ -14,12 +14,14 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from main_model_fn.generation_spans import trace_call
 from main_model_fn.metering import StepMeter
 from main_model_fn.replica_split import SPLIT_FROM_ROUTES, split_over_replicas
 from main_model_fn.routes import Batch, Route
 from main_model_fn.transport import ExpertTransport, PendingReply
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import ExpertCall, RowDtype
+from remoe.tracing import Span
 
 __all__ = ["FanOut", "SentCall"]
 
@@ -43,6 +45,7 @@ class SentCall:
     pending: PendingReply
     rows: NDArray[np.intp]
     routes: dict[int, Route]
+    trace: Span | None = None
 
 
 class FanOut:
@@ -74,11 +77,27 @@ class FanOut:
         asks for it. `deadline_s` is how long from now an answer is of use.
         """
         return [
-            SentCall(self._transport.send(call, deadline_s=deadline_s), rows, part)
+            self._send(self._build_call(batch, rows, part), rows, part, deadline_s)
             for share in self._shares(routes)
             for rows, part in self._within_payload(batch, share)
-            for call in [self._build_call(batch, rows, part)]
         ]
+
+    def _send(
+        self,
+        call: ExpertCall,
+        rows: NDArray[np.intp],
+        routes: dict[int, Route],
+        deadline_s: float | None,
+    ) -> SentCall:
+        trace = self._meter.trace
+        if trace is None:
+            return SentCall(self._transport.send(call, deadline_s=deadline_s), rows, routes)
+        span = trace.child(
+            "experts",
+            {"remoe.layer": call.layer, "remoe.experts": len(routes), "remoe.rows": call.rows},
+        )
+        pending = self._transport.send(call, deadline_s=deadline_s, traceparent=span.traceparent)
+        return SentCall(pending, rows, routes, span)
 
     def _shares(self, routes: dict[int, Route]) -> list[dict[int, Route]]:
         if sum(len(route.tokens) for route in routes.values()) < SPLIT_FROM_ROUTES:
@@ -143,7 +162,12 @@ class FanOut:
                 reason=error.message,
             )
             self._meter.record_fallback(call.rows)
+            if call.trace is not None:
+                call.trace.fail(error.code or error.type)
+                call.trace.end()
             return None
+        if call.trace is not None:
+            trace_call(call.trace, result)
         self._meter.record_call(call.rows, result, self._function_memory_gb)
         partial = torch.frombuffer(bytearray(result.partial), dtype=torch.float32)
         return partial.view(len(call.rows), -1)

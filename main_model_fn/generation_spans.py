@@ -1,20 +1,18 @@
-"""A finished generation as spans: waiting, prefill, decoding, and what its experts took."""
+"""A generation as spans: waiting, prefill, decoding, and each call to an expert function."""
 
 from __future__ import annotations
 
 import time
 
+from main_model_fn.transport import RemoteResult
 from remoe.generation import GenerationStats
-from remoe.tracing import current_span
+from remoe.tracing import Span, current_span
 
-__all__ = ["trace_generation"]
+__all__ = ["trace_call", "trace_generation"]
 
 
 def trace_generation(stats: GenerationStats) -> None:
-    """Add the phases to the request's span, now that it is over; cheap when nothing is traced.
-
-    Expert calls are counted and not traced one by one: an answer makes thousands.
-    """
+    """Add the phases to the request's span, now that it is over; cheap when nothing is traced."""
     span, ledger = current_span(), stats.ledger
     ended_s = time.time()
     began_s = ended_s - stats.total_s
@@ -45,3 +43,18 @@ def trace_generation(stats: GenerationStats) -> None:
             "remoe.local_fallbacks": ledger.local_fallbacks,
         }
     )
+
+
+def trace_call(span: Span, result: RemoteResult) -> None:
+    """End a call's span with what its reply says. Functions export none: that would slow their start."""
+    span.set(
+        {
+            "remoe.remote.replica": result.replica,
+            "remoe.remote.bytes": result.bytes_moved,
+            "remoe.remote.busy_s": result.busy_s,
+            "remoe.remote.cold_start_s": result.cold_start_s,
+            "remoe.remote.retries": result.retries,
+            "remoe.remote.hedges": result.hedges,
+        }
+    )
+    span.end()

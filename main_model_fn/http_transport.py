@@ -109,10 +109,19 @@ class _HttpPending:
     The first good reply counts; the other connection is closed, which ends what it had to say.
     """
 
-    def __init__(self, channel: _Channel, call: ExpertCall, deadline_s: float | None) -> None:
+    def __init__(
+        self,
+        channel: _Channel,
+        call: ExpertCall,
+        deadline_s: float | None,
+        traceparent: str | None,
+    ) -> None:
         self._channel = channel
         self._call = call
         self._body = _encoder.encode(call)
+        self._head = channel.head
+        if traceparent is not None:
+            self._head += f"traceparent: {traceparent}\r\n".encode("ascii")
         self._sent_at = time.monotonic()
         self._patience_s = min(channel.timeout_s, math.inf if deadline_s is None else deadline_s)
         self._hedge_at = math.inf
@@ -160,7 +169,7 @@ class _HttpPending:
             if connection.replica and self._channel.warm and len(self._asked) == 1:
                 late_s = self._channel.hedge_delay.seconds(self._call.offsets[-1])
                 self._hedge_at = math.inf if late_s is None else self._sent_at + late_s
-            connection.send(self._channel.head, self._body)
+            connection.send(self._head, self._body)
             while connection.sending and wait_for([connection], _PUMP_S) and connection.flush():
                 pass
             self._flying.append(connection)
@@ -289,8 +298,14 @@ class HttpTransport:
             for layer in range(endpoint.first_layer, endpoint.last_layer + 1)
         }
 
-    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
-        return _HttpPending(self._channels[call.layer], call, deadline_s)
+    def send(
+        self,
+        call: ExpertCall,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> PendingReply:
+        return _HttpPending(self._channels[call.layer], call, deadline_s, traceparent)
 
     def replicas(self, layer: int) -> int:
         """Known ones, while the function is warm; each time it is asked it may look for more."""

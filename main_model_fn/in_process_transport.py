@@ -23,7 +23,13 @@ class InProcessTransport:
     def __init__(self, kernel: ExpertKernel) -> None:
         self._kernel = kernel
 
-    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+    def send(
+        self,
+        call: ExpertCall,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> PendingReply:
         return _Computation(self._kernel, call)
 
     def replicas(self, layer: int) -> int:

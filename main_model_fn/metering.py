@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from main_model_fn.transport import RemoteResult
 from remoe.ledger import Ledger
+from remoe.tracing import Span as TraceSpan
 
 __all__ = ["RequestMeter", "Span", "StepMeter"]
 
@@ -18,7 +19,8 @@ __all__ = ["RequestMeter", "Span", "StepMeter"]
 class RequestMeter:
     """Running totals of one request; route counts are int64 [layers, experts].
 
-    `deadline_at` is when nobody waits for it any more, on the clock of `time.monotonic`.
+    `deadline_at` is when nobody waits for it any more, on the clock of `time.monotonic`; `trace`
+    is its place in a trace, if it is in one.
     """
 
     prefill_counts: NDArray[np.int64]
@@ -26,6 +28,7 @@ class RequestMeter:
     ledger: Ledger = field(default_factory=Ledger)
     first_step_at: float | None = None
     deadline_at: float | None = None
+    trace: TraceSpan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,21 @@ class StepMeter:
         self._step: list[Span] = []
         self._owner: NDArray[np.intp] = np.zeros(0, np.intp)
         self._began_at = 0.0
+        self.trace: TraceSpan | None = None
+        """Where calls of the step under way belong: to the first of its requests in a trace."""
 
-    def open(self, deadline_at: float | None = None) -> RequestMeter:
+    def open(
+        self, deadline_at: float | None = None, trace: TraceSpan | None = None
+    ) -> RequestMeter:
         """A new request's meter."""
         prefill, decode = np.zeros(self._shape, np.int64), np.zeros(self._shape, np.int64)
-        return RequestMeter(prefill, decode, deadline_at=deadline_at)
+        return RequestMeter(prefill, decode, deadline_at=deadline_at, trace=trace)
 
     def begin_step(self, spans: list[Span], now: float) -> None:
         """Note which rows of the coming forward pass belong to whom; `now` in seconds."""
         self._began_at = now
         self._step = spans
+        self.trace = next((span.meter.trace for span in spans if span.meter.trace), None)
         self._owner = np.repeat(np.arange(len(spans)), [span.rows for span in spans])  # [rows]
         for span in spans:
             if span.meter.first_step_at is None:

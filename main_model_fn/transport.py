@@ -39,11 +39,18 @@ class PendingReply(Protocol):
 class ExpertTransport(Protocol):
     """Used from one thread."""
 
-    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+    def send(
+        self,
+        call: ExpertCall,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> PendingReply:
         """Send at once and return without waiting; never raises for network trouble.
 
         `deadline_s` is how long, from now, an answer is of use: a reply is waited for no longer
-        than that, nor longer than the transport's own time-out.
+        than that, nor longer than the transport's own time-out. `traceparent` names the call in
+        the trace of whom it is for, if that is traced.
         """
         ...
 

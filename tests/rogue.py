@@ -40,6 +40,7 @@ class Rogue:
         self.faults_left = 1 << 30
         self.faults = 0
         self.connections = 0
+        self.requests: list[bytes] = []
         self._over = threading.Event()
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -68,6 +69,7 @@ class Rogue:
                     if self._misbehave(client):
                         return
                     continue
+                self.requests.append(request)
                 upstream.sendall(request)
                 client.sendall(_whole_response(upstream))
 

@@ -60,12 +60,20 @@ class InProcessTransport(in_process_transport.InProcessTransport):
         super().__init__(open_kernel(checkpoint.expert, activation=checkpoint.activation))
         self.calls: list[ExpertCall] = []
         self.deadlines_s: list[float | None] = []
+        self.traceparents: list[str | None] = []
         self.refuse: set[int] = set()
         self.replica_count = 1
 
-    def send(self, call: ExpertCall, *, deadline_s: float | None = None) -> PendingReply:
+    def send(
+        self,
+        call: ExpertCall,
+        *,
+        deadline_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> PendingReply:
         self.calls.append(call)
         self.deadlines_s.append(deadline_s)
+        self.traceparents.append(traceparent)
         if call.layer in self.refuse:
             return _Lost()
         return super().send(call)

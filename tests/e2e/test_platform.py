@@ -247,5 +247,9 @@ def test_one_trace_from_the_client_to_the_main_function(
     generate = names["POST /v1/generate"]
     assert generate.parent_span_id == chat.span_id
     assert names["decode"].parent_span_id == generate.span_id
+    calls = [span for _, span in ours if span.name == "experts"]
+    assert {span.parent_span_id for span in calls} == {generate.span_id}
+    (busy_s,) = (a.value.double_value for a in calls[0].attributes if a.key.endswith(".busy_s"))
+    assert 0 < busy_s < (calls[0].end_time_unix_nano - calls[0].start_time_unix_nano) / 1e9
     attributes = {a.key: a.value for a in generate.attributes}
-    assert attributes["remoe.remote.calls"].int_value > 0
+    assert attributes["remoe.remote.calls"].int_value == len(calls)

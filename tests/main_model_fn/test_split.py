@@ -147,6 +147,23 @@ def test_calls_carry_how_long_their_requests_still_wait(tiny_model_dir: Path) ->
         meter.begin_step(spans, now=1.0)
         with torch.no_grad():
             model(random_tokens(1, 4, 2))
+    assert transport.traceparents == [None] * 6
     limited, unlimited = transport.deadlines_s[:3], transport.deadlines_s[3:]
     assert all(deadline is not None and 20 < deadline <= 30 for deadline in limited)
     assert unlimited == [None] * 3
+
+
+def test_calls_belong_to_the_first_trace_of_their_step(tiny_model_dir: Path) -> None:
+    from main_model_fn.metering import Span
+    from remoe.tracing import Span as TraceSpan
+
+    meter, transport = new_meter(), InProcessTransport(tiny_model_dir)
+    transport.refuse = {2}  # a lost call has a span too
+    model = split(tiny_model_dir, ((0, 1, 2, 3),) * 3, transport, meter)
+    traced = [f"00-{name * 32}-{name * 16}-01" for name in "ab"]
+    requests = [meter.open(), *(meter.open(trace=TraceSpan(name)) for name in traced)]
+    for spans in ([Span(request, 2) for request in requests], [Span(requests[0], 6)]):
+        meter.begin_step(spans, now=1.0)
+        with torch.no_grad():
+            model(random_tokens(1, 6, 2))
+    assert transport.traceparents == [traced[0]] * 3 + [None] * 3

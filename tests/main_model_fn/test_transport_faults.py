@@ -280,3 +280,17 @@ def small_function(
         settings={"REMOE_EXPERT_PAYLOAD_LIMIT_BYTES": "65536"},
     ) as process:
         yield process
+
+
+def test_a_traced_call_says_so_to_what_stands_between(
+    function: ExpertProcess, call: ExpertCall
+) -> None:
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    with Rogue(function.port) as proxy:
+        transport = HttpTransport(at_port(function.topology, proxy.port), timeout_s=20)
+        for given in (None, traceparent):
+            transport.send(call, traceparent=given).result()
+        transport.close()
+        plain, traced = proxy.requests
+    assert b"traceparent" not in plain
+    assert f"\r\ntraceparent: {traceparent}\r\n".encode() in traced
