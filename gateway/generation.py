@@ -74,7 +74,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
 
     def __init__(self, job: Job, services: Services, *, reply_id: str, received_at: float) -> None:
         self.job = job
-        self.plans: list[Plan | None] = []
+        self.plans: list[Plan | None] = [None] * len(job.prompts)
         self.progress = Progress(services.timings)
         self._services = services
         self._reply_id = reply_id
@@ -83,6 +83,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._choices = [self._new_choice() for _ in range(job.choices)]
         # The first choice of each prompt goes ahead: the others find its prompt in the cache.
         self._ahead = [asyncio.Event() for _ in job.prompts]
+        self._planned = asyncio.Event()
         self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
         self._queue: asyncio.Queue[ChoiceDelta | _Failure] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
@@ -119,7 +120,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
 
     @property
     def first_plan(self) -> Plan | None:
-        return self.plans[0] if self.plans else None
+        return self.plans[0]
 
     @property
     def records(self) -> list[ChoiceRecord]:
@@ -241,23 +242,31 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         return self.job.timeout_s - (time.perf_counter() - self._received_at)
 
     async def _run(self) -> None:
+        """Plan, and generate every choice.
+
+        A main function that starts takes the partition of the latest plan, so that must be made
+        first. One that runs has its partition: the first token need not wait for the plan.
+        """
         with self._services.line.place(self.job.choices):
-            self.plans = await asyncio.gather(
-                *(
-                    self._plan(prompt, limit)
-                    for prompt, limit in zip(self.job.prompts, self.job.max_new_tokens, strict=True)
-                )
-            )
-            structlog.contextvars.bind_contextvars(
-                plan_id=self.plans[0].plan_id if self.plans[0] else None
-            )
-            names = {name for plan in self.plans if plan for name in plan.prewarm}
-            self._services.prewarmer.wake(sorted(names))
-            self._asked_at = time.perf_counter()
-            self.progress.enter("starting")
             async with asyncio.TaskGroup() as group:
+                planning = group.create_task(self._make_plans())
+                if not self._services.main.warm:
+                    await planning
+                self._asked_at = time.perf_counter()
+                self.progress.enter("starting")
                 for index in range(self.job.choices):
                     group.create_task(self._generate(index))
+
+    async def _make_plans(self) -> None:
+        self.plans = await asyncio.gather(
+            *(
+                self._plan(prompt, limit)
+                for prompt, limit in zip(self.job.prompts, self.job.max_new_tokens, strict=True)
+            )
+        )
+        names = {name for plan in self.plans if plan for name in plan.prewarm}
+        self._services.prewarmer.wake(sorted(names))
+        self._planned.set()
 
     async def _plan(self, prompt: list[int], max_new_tokens: int) -> Plan | None:
         return await self._services.planner.plan(
@@ -302,12 +311,16 @@ class Generation(AbstractAsyncContextManager["Generation"]):
                         self._ahead[prompt].set()
                     whole.extend(choice.absorb(events, now=now))
                     # An answer sent whole leaves in one piece, and can begin anew until then.
-                    if choice.finish or (whole and self.job.stream):
+                    last = choice.finish is not None and self._planned.is_set()
+                    if whole and self.job.stream and not last:
                         choice.shown = True
-                        await self._queue.put(ChoiceDelta(index, whole, choice.finish))
+                        await self._queue.put(ChoiceDelta(index, whole, None))
                         whole = Shown()
                     if choice.finish:
+                        choice.shown = True
                         services.timings.served(now - opened_at)
+                        await self._planned.wait()  # the receipt tells of it
+                        await self._queue.put(ChoiceDelta(index, whole, choice.finish))
                         return
 
     def _request(self, index: int, prompt: int, sample: int) -> GenerateRequest:

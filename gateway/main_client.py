@@ -6,6 +6,7 @@ Its failures become this gateway's errors here; their texts go to the log, never
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -42,6 +43,8 @@ _log = structlog.get_logger()
 _event_decoder = msgspec.json.Decoder(GenerateEvent)
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT_S = 5.0
+# Below Knative's shortest window: who answered so lately has not scaled to zero since.
+_WARM_FOR_S = 5.0
 
 
 class InterruptedGenerationError(InternalError):
@@ -172,6 +175,12 @@ class MainClient:
         self._cold_start_timeout_s = cold_start_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
+        self._answered_at = -math.inf
+
+    @property
+    def warm(self) -> bool:
+        """Whether the main function must be running, because it answered a moment ago."""
+        return time.monotonic() - self._answered_at < _WARM_FOR_S
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationStream]:
@@ -183,6 +192,7 @@ class MainClient:
             waited_s = time.perf_counter() - started
             if response.status != HTTPStatus.OK:
                 raise await self._refusal(response)
+            self._answered_at = time.monotonic()
             cold_start = _cold_start(response.headers, waited_s)
             # Whoever joins a start half-way learns little about how long one takes.
             if cold_start.activation_s > 0:

@@ -83,7 +83,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     ttft_ms: from the request's arrival at the gateway to its first token leaving it.
     tpot_ms: mean time per output token after the first; null if no choice had a second.
     queue_ms: longest wait of a choice for its turn inside the main function.
-    gateway_ms: time before the main function was asked: checks, chat template, tokens, plan.
+    gateway_ms: time before the main function was asked: checks, chat template, tokens; also the
+        plan, unless the main function is known to run.
     cold_start_ms: both parts of `cold_start` together.
     total_ms: from the request's arrival to this receipt.
     hit_rate: share of routes that went to experts resident in the main function, by the plan's

@@ -57,6 +57,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`max_new_tokens` counts the first token too; `stop_tokens` end the text and are not sent.
 
+    `plan_id` is None if there is no plan, or not yet.
+
     With `running_stats` every event carries the stats so far: the caller looks for stop strings
     in the text, may leave at any event, and still wants to know what it used.
 

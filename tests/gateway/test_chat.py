@@ -48,7 +48,6 @@ def test_the_main_function_gets_the_templated_prompt(stack: Stack, client: opena
     (asked,) = stack.main.requests
     assert asked.prompt_tokens == stack.encode("<|im_start|>system\nBe brief<|im_end|>\n" + PROMPT)
     assert asked.stop_tokens == [2]
-    assert asked.plan_id == "plan-1"
     sampling = asked.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (
         0.5,

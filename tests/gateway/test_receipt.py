@@ -85,8 +85,6 @@ def test_choices_are_added_up(stack: Stack, http: httpx.Client) -> None:
         "hit_rate": 0.75,
     }
     assert len(stack.planner.requests) == 2
-    plans = {request.plan_id for request in stack.main.requests}
-    assert plans == {"plan-1", "plan-2"}
 
 
 def test_the_plan_s_functions_are_woken(stack: Stack, http: httpx.Client) -> None:
@@ -105,6 +103,25 @@ def test_the_planner_learns_what_happened(stack: Stack, http: httpx.Client) -> N
     assert first.decode_counts == [[0, tokens]]
     assert first.model_digest == "sha256:tiny"
     assert first.cost_usd + second.cost_usd == pytest.approx(receipt["cost_usd"])
+
+
+def test_only_a_main_function_at_zero_waits_for_the_plan(
+    stack: Stack, serve_gateway: Callable[..., str]
+) -> None:
+    url = serve_gateway()
+    prompt = {"model": MODEL, "prompt": "which comes first", "stream": True}
+    cold = httpx.post(f"{url}/v1/completions", json=prompt)
+    assert '"plan_id":"plan-1"' in cold.text
+    assert stack.main.requests[0].plan_id == "plan-1"
+    stack.planner.answer_gate = Gate()
+    with httpx.stream("POST", f"{url}/v1/completions", json=prompt, timeout=20) as warm:
+        lines = (line for line in warm.iter_lines() if line.startswith("data: "))
+        assert "which" in next(lines)
+        stack.planner.answer_gate.open()
+        *_, last, done = lines
+    assert done == "data: [DONE]"
+    assert '"plan_id":"plan-2"' in last
+    assert stack.main.requests[1].plan_id is None
 
 
 @pytest.mark.parametrize("trouble", ["late", "refusing", "gone"])
