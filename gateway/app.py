@@ -165,7 +165,11 @@ def _lifespan(
         shared.watch.start()
         timings = Timings()
         line = Line(settings.max_open, timings)
-        async with shared.books.opened(), open_upstream() as http:
+        async with (
+            shared.books.opened(),
+            open_upstream() as http,
+            open_upstream(fresh=True) as fresh,
+        ):
             planner = PlannerClient(http, topology.planner_url, timeout_s=settings.plan_timeout_s)
             yield {
                 "services": Services(
@@ -183,6 +187,7 @@ def _lifespan(
                     ),
                     main=MainClient(
                         http,
+                        fresh,
                         topology.main_url,
                         line=line,
                         timings=timings,

@@ -160,6 +160,7 @@ class MainClient:
     def __init__(
         self,
         http: aiohttp.ClientSession,
+        fresh: aiohttp.ClientSession,
         url: str,
         *,
         line: Line,
@@ -169,6 +170,7 @@ class MainClient:
         stall_timeout_s: float,
     ) -> None:
         self._http = http
+        self._fresh = fresh
         self._line = line
         self._timings = timings
         self._url = f"{url}/v1/generate"
@@ -211,12 +213,13 @@ class MainClient:
         try:
             async with asyncio.timeout(self._cold_start_timeout_s):
                 try:
-                    return await self._send(body)
+                    return await self._send(self._http, body)
                 except aiohttp.ClientError as error:
                     # A kept-alive connection to a replica that has just left, or one that died
-                    # before it answered: nothing was generated, so ask once more.
+                    # before it answered: nothing was generated, so ask once more. Other kept-alive
+                    # connections may have ended with it.
                     _log.info("asking the main function again", reason=repr(error))
-                    return await self._send(body)
+                    return await self._send(self._fresh, body)
         except aiohttp.ClientError as error:
             _log.warning("cannot reach the main function", reason=repr(error))
             raise UnavailableError(
@@ -228,9 +231,9 @@ class MainClient:
                 f"The model did not start within {self._cold_start_timeout_s:g} s. Try again later."
             ) from None
 
-    async def _send(self, body: bytes) -> aiohttp.ClientResponse:
+    async def _send(self, http: aiohttp.ClientSession, body: bytes) -> aiohttp.ClientResponse:
         headers = {"content-type": "application/json"} | outgoing_headers()
-        return await self._http.post(self._url, data=body, headers=headers)
+        return await http.post(self._url, data=body, headers=headers)
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> RemoeError:
         """The error a client gets for a main function's answer other than 200."""

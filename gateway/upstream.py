@@ -18,11 +18,16 @@ _KEEP_ALIVE_S = 30
 _MOST_CONNECTIONS = 2048
 
 
-def open_upstream() -> aiohttp.ClientSession:
-    """One pool for all of them. Time is limited where it is known what for: a cold start may well
-    take minutes."""
+def open_upstream(*, fresh: bool = False) -> aiohttp.ClientSession:
+    """One pool for all of them, or `fresh` connections that are used once.
+
+    Time is limited where it is known what for: a cold start may well take minutes.
+    """
     connector = aiohttp.TCPConnector(
-        limit=_MOST_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S, socket_factory=_socket
+        limit=_MOST_CONNECTIONS,
+        force_close=fresh,
+        keepalive_timeout=None if fresh else _KEEP_ALIVE_S,
+        socket_factory=_socket,
     )
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
     return aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)

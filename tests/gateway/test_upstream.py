@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
+import aiohttp
 import httpx
 import msgspec
 import openai
@@ -151,18 +152,34 @@ def test_reports_show_that_a_silent_main_function_is_alive(
     stack.main.cancelled.wait()
 
 
-def test_connections_notice_a_peer_that_is_gone(main_url: str) -> None:
-    async def options() -> list[int]:
-        async with open_upstream() as http, http.get(f"{main_url}/none") as response:
-            assert response.connection is not None
-            assert response.connection.transport is not None
-            sock = response.connection.transport.get_extra_info("socket")
-            return [
-                sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
-            ]
+@pytest.mark.parametrize("fresh", [False, True])
+def test_connections_notice_a_peer_that_is_gone(fresh: bool) -> None:
+    async def begin(listener: socket.socket) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        connection, _ = await loop.sock_accept(listener)
+        await loop.sock_sendall(connection, b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        return connection
 
-    assert asyncio.run(options()) == [1, DEAD_AFTER_S * 1000]
+    async def options(listener: socket.socket) -> list[int]:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        peer = asyncio.create_task(begin(listener))
+        async with open_upstream(fresh=fresh) as http, http.get(url) as response:
+            with await peer:
+                return _options(response)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        assert asyncio.run(options(listener)) == [1, DEAD_AFTER_S * 1000]
+
+
+def _options(response: aiohttp.ClientResponse) -> list[int]:
+    assert response.connection is not None
+    assert response.connection.transport is not None
+    made = response.connection.transport.get_extra_info("socket")
+    return [
+        made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    ]
 
 
 @contextmanager
