@@ -391,14 +391,14 @@ def main() -> None:
     with tiny_platform() as platform:
         watch = Watch(platform)
         result = asyncio.run(soak(platform, watch, options))
-        time.sleep(SETTLE_S)
-        watch.look()
         asked = sum(result.outcomes.values())
         print(
             f"{asked:,} requests in {result.seconds:.0f} s, {asked / result.seconds:.1f} a second, "
             f"{options.clients} at once: {dict(result.outcomes)}"
         )
         problems = [*result.wrong, *check_ledger(platform.home, result.replies)]
+        time.sleep(SETTLE_S)
+        watch.look()
         problems += check_processes(watch)
     for problem in problems[:20]:
         print(f"PROBLEM: {problem[:1000]}")
