@@ -25,6 +25,7 @@ PACKAGES = (
     "knative",
     "loadgen",
     "models",
+    "evaluation",
 )
 
 

@@ -7,6 +7,7 @@ import typer
 from remoe.cli.bill import bill
 from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
+from remoe.cli.evaluate import evaluate
 from remoe.cli.history import history_app
 from remoe.cli.key import key_app
 from remoe.cli.load import load_app
@@ -39,6 +40,7 @@ app.command()(plan)
 app.command()(logs)
 app.command()(down)
 app.command()(bill)
+app.command()(evaluate)
 app.add_typer(key_app, name="key")
 app.add_typer(load_app, name="load")
 app.add_typer(model_app, name="model")
