@@ -30,6 +30,7 @@ class Table:
 TABLES = (
     Table("similarity", "Similar prompts activate similar experts", "evaluation.similarity"),
     Table("prediction", "Predicting activations, and how fast", "evaluation.prediction"),
+    Table("expert-time", "Expert time by memory and by remote ratio", "evaluation.expert_time"),
 )
 
 
