@@ -31,6 +31,8 @@ TABLES = (
     Table("similarity", "Similar prompts activate similar experts", "evaluation.similarity"),
     Table("prediction", "Predicting activations, and how fast", "evaluation.prediction"),
     Table("expert-time", "Expert time by memory and by remote ratio", "evaluation.expert_time"),
+    Table("cost", "Cost of a request", "evaluation.cost", "starts the platform on --port"),
+    Table("scaling", "Thousands of experts", "evaluation.scaling"),
 )
 
 

@@ -28,11 +28,20 @@ class Baseline:
     assumes: str | None = None
 
 
-def baselines(system: System, demand: Demand, *, gpu_speedup: float) -> list[Baseline]:
+def baselines(
+    system: System,
+    demand: Demand,
+    *,
+    gpu_speedup: float,
+    gpu_prefill_speedup: float | None = None,
+    cpu_dense_s: tuple[float, float] | None = None,
+) -> list[Baseline]:
     """MIX, CPU, GPU and Fetch for one request, warm.
 
-    `gpu_speedup` is how much faster the GPU computes an expert than the main function's CPU does;
-    where the dense part was measured on a CPU it speeds that up too.
+    `gpu_speedup` is how much faster the GPU computes an expert than the main function's CPU does,
+    `gpu_prefill_speedup` the same for a prompt's rows if that is another; where the dense part was
+    measured on a CPU it speeds that up too. `cpu_dense_s` is the dense part's time for the prompt
+    and for a token on the CPU, if it was measured on a GPU; else CPU has MIX's.
     """
     experts_gb = system.layers * system.experts * system.expert_gb
     kv_gb = demand.tokens * system.kv_gb_per_token
@@ -50,9 +59,12 @@ def baselines(system: System, demand: Demand, *, gpu_speedup: float) -> list[Bas
         dense[0] + system.prefill_factor * (expert_prefill_s + system.layers * moves[0]),
         dense[1] + system.decode_factor * (expert_step_s + system.layers * moves[1]),
     )
+    slower = cpu_dense_s or dense
+    cpu_only = (on_cpu[0] - dense[0] + slower[0], on_cpu[1] - dense[1] + slower[1])
     faster = 1.0 if system.kv_on_gpu else gpu_speedup
+    reading = gpu_prefill_speedup or gpu_speedup
     on_gpu = (
-        dense[0] / faster + system.prefill_factor * expert_prefill_s / gpu_speedup,
+        dense[0] / faster + system.prefill_factor * expert_prefill_s / reading,
         dense[1] / faster + system.decode_factor * expert_step_s / gpu_speedup,
     )
     dense_gb = system.gpu_fixed_gb if system.kv_on_gpu else system.main_fixed_gb
@@ -72,7 +84,7 @@ def baselines(system: System, demand: Demand, *, gpu_speedup: float) -> list[Bas
 
     return [
         priced("MIX", on_cpu, mix_usd),
-        priced("CPU", on_cpu, cpu_only_usd),
+        priced("CPU", cpu_only, cpu_only_usd),
         priced("GPU", on_gpu, gpu_usd * whole_gb),
         priced("Fetch", on_gpu, fetch_usd),
     ]

@@ -14,7 +14,7 @@ def evaluate(
     tables: Annotated[
         list[str] | None,
         typer.Argument(
-            help="similarity, prediction, expert-time.",
+            help="similarity, prediction, expert-time, cost, scaling.",
             show_default="all of them",
         ),
     ] = None,
