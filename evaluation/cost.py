@@ -178,7 +178,7 @@ def _sweeps(bench: Workbench, host: Host, skew: Skew) -> Series:
 
 def _measured(bench: Workbench, known: KnownPrompts) -> Series:
     quick = bench.options.quick
-    requests, tokens = (3, 16) if quick else (50, 200)
+    requests, tokens = (3, 16) if quick else (bench.options.requests, 200)
     ways = [
         Deployed(name="Remoe, half of the experts remote", remote_ratio=0.5),
         Deployed(name="MIX: every expert resident", remote_ratio=0.0),

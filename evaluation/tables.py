@@ -32,6 +32,8 @@ TABLES = (
     Table("prediction", "Predicting activations, and how fast", "evaluation.prediction"),
     Table("expert-time", "Expert time by memory and by remote ratio", "evaluation.expert_time"),
     Table("cost", "Cost of a request", "evaluation.cost", "starts the platform on --port"),
+    Table("cold-start", "Cold start by stage", "evaluation.cold_start", "starts functions"),
+    Table("replay", "Real traffic, replayed", "evaluation.replay", "starts the platform on --port"),
     Table("scaling", "Thousands of experts", "evaluation.scaling"),
 )
 

@@ -28,7 +28,8 @@ class Options:
 
     prompts: a folder with a folder a set; without it the model's shipped history serves.
     traces: a folder with Azure's LLM traces; without it the trace that ships.
-    hardware: hardware profiles of `remoe profile hardware` to plan with beside those that ship.
+    hardware: a profile of `remoe profile hardware` to plan the default model with.
+    requests: how many are measured end to end for the cost table; the paper's are 50.
     """
 
     out: Path
@@ -38,6 +39,7 @@ class Options:
     traces: Path | None = None
     hardware: Path | None = None
     port: int = 8400
+    requests: int = 50
     fresh: bool = False
 
 

@@ -14,7 +14,7 @@ def evaluate(
     tables: Annotated[
         list[str] | None,
         typer.Argument(
-            help="similarity, prediction, expert-time, cost, scaling.",
+            help="similarity, prediction, expert-time, cost, cold-start, replay, scaling.",
             show_default="all of them",
         ),
     ] = None,
@@ -59,6 +59,9 @@ def evaluate(
     port: Annotated[
         int, typer.Option(help="Where the platform is started for a table.", min=1, max=65535)
     ] = 8400,
+    requests: Annotated[
+        int, typer.Option(help="Requests that the cost table measures end to end.", min=1)
+    ] = 50,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer and shorter of everything: does it work?")
     ] = False,
@@ -103,6 +106,7 @@ def evaluate(
             traces=traces,
             hardware=hardware,
             port=port,
+            requests=requests,
             fresh=fresh,
         ),
         say,

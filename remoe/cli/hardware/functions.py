@@ -23,7 +23,15 @@ from remoe.expert_call import ExpertCall
 from remoe.hardware import ColdStart, Spread
 from remoe.topology import ExpertEndpoint, Topology
 
-__all__ = ["CallTimes", "measure_calls", "measure_expert_cold_start", "measure_main_cold_start"]
+__all__ = [
+    "CallTimes",
+    "FunctionProcess",
+    "call_of",
+    "layers_env",
+    "measure_calls",
+    "measure_expert_cold_start",
+    "measure_main_cold_start",
+]
 
 _START_TIMEOUT_S = 120.0
 _EXEC = """
@@ -33,10 +41,19 @@ os.execv(sys.executable, [sys.executable, "-m", sys.argv[2]])
 """
 
 
-class _Function:
+class FunctionProcess:
     """A function's process behind a listening socket of ours; leaving the block ends it."""
 
-    def __init__(self, module: str, model_dir: Path, folder: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        module: str,
+        model_dir: Path,
+        folder: Path,
+        env: dict[str, str],
+        *,
+        planner_url: str | None = None,
+    ) -> None:
+        """`folder` gets its topology, with a planner if there is one; nothing runs yet."""
         self._module = module
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
@@ -46,7 +63,7 @@ class _Function:
             model="profiled",
             model_dir=str(model_dir),
             gateway_url=nowhere,
-            planner_url=nowhere,
+            planner_url=planner_url or nowhere,
             main_url=f"http://127.0.0.1:{self.port}",
             main_memory_gb=1.0,
             experts=[
@@ -59,7 +76,7 @@ class _Function:
                 )
             ],
         )
-        path = folder / "topology.json"
+        path = folder / f"{module}-topology.json"
         self.topology.save(path)
         self._env = {
             **{name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
@@ -69,6 +86,10 @@ class _Function:
             **env,
         }
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> float:
         """Start the process and return how long its first answer took."""
@@ -127,7 +148,8 @@ class CallTimes:
     bandwidth_bytes_per_s: float
 
 
-def _call(checkpoint: Checkpoint, layer: int, rows: int) -> ExpertCall:
+def call_of(checkpoint: Checkpoint, layer: int, rows: int) -> ExpertCall:
+    """So many rows for a layer's first expert."""
     return ExpertCall(
         model_digest=checkpoint.digest,
         layer=layer,
@@ -149,7 +171,7 @@ def measure_calls(model_dir: Path, *, calls: int = 400) -> CallTimes:
     took: dict[int, list[float]] = {1: [], many: []}
     with (
         tempfile.TemporaryDirectory() as folder,
-        _Function("expert_fn", model_dir, Path(folder), _layers_env(checkpoint)) as function,
+        FunctionProcess("expert_fn", model_dir, Path(folder), layers_env(checkpoint)) as function,
     ):
         function.start()
         # Not hedged: a second call would be measured with the first.
@@ -157,7 +179,7 @@ def measure_calls(model_dir: Path, *, calls: int = 400) -> CallTimes:
         try:
             for index in range(calls + 20):
                 for rows in (1, many) if index % 4 == 0 else (1,):
-                    call = _call(checkpoint, layer, rows)
+                    call = call_of(checkpoint, layer, rows)
                     before = time.perf_counter()
                     result = transport.send(call).result()
                     spent = time.perf_counter() - before - result.busy_s
@@ -182,12 +204,12 @@ def measure_expert_cold_start(model_dir: Path, *, starts: int = 5) -> ColdStart:
     first: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(starts):
-            env = _layers_env(checkpoint)
-            with _Function("expert_fn", model_dir, Path(folder), env) as function:
+            env = layers_env(checkpoint)
+            with FunctionProcess("expert_fn", model_dir, Path(folder), env) as function:
                 process.append(function.start())
                 transport = HttpTransport(function.topology, timeout_s=30.0)
                 before = time.perf_counter()
-                transport.send(_call(checkpoint, layer, 1)).result()
+                transport.send(call_of(checkpoint, layer, 1)).result()
                 first.append(time.perf_counter() - before)
                 transport.close()
     total = [a + b for a, b in zip(process, first, strict=True)]
@@ -212,7 +234,7 @@ def measure_main_cold_start(model_dir: Path, *, starts: int = 2) -> ColdStart:
                 [sys.executable, "-c", "import main_model_fn.app"], check=True, capture_output=True
             )
             libraries.append(time.perf_counter() - before)
-            with _Function("main_model_fn", model_dir, Path(folder), {}) as function:
+            with FunctionProcess("main_model_fn", model_dir, Path(folder), {}) as function:
                 total.append(function.start())
     model = [max(0.0, a - b) for a, b in zip(total, libraries, strict=True)]
     return ColdStart(
@@ -221,7 +243,8 @@ def measure_main_cold_start(model_dir: Path, *, starts: int = 2) -> ColdStart:
     )
 
 
-def _layers_env(checkpoint: Checkpoint) -> dict[str, str]:
+def layers_env(checkpoint: Checkpoint) -> dict[str, str]:
+    """The settings of an expert function that holds every layer."""
     return {
         "REMOE_EXPERT_FIRST_LAYER": "0",
         "REMOE_EXPERT_LAST_LAYER": str(checkpoint.layers - 1),
