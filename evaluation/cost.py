@@ -40,7 +40,7 @@ _GPU_OVERHEADS_US = (5, 15, 50, 150, 300)
 
 
 def make(bench: Workbench) -> TableResult:
-    host = load_host(DEFAULT_HOST)
+    host = load_host(bench.options.host or DEFAULT_HOST)
     known = known_prompts(bench)
     skew = Skew(
         concentration_of(

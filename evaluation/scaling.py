@@ -16,7 +16,7 @@ from evaluation.hosts import DEFAULT_HOST, Host, load_host
 from evaluation.results import Cell, Comparison, Picture, Series, TableResult
 from evaluation.shapes import SHAPES, Shape
 from evaluation.workbench import Workbench
-from loadgen.plots.style import COLOURS, GREY, figure, label, legend, logarithmic
+from loadgen.plots.style import COLOURS, GREY, figure, label, legend
 from planner.optimise.as_built import Demand
 from planner.optimise.whole_plan import WholePlanner
 from remoe.prices import DEFAULT_PRICES
@@ -29,7 +29,7 @@ _PLANS = 7
 
 
 def make(bench: Workbench) -> TableResult:
-    host, shape = load_host(DEFAULT_HOST), SHAPES["61 x 256"]
+    host, shape = load_host(bench.options.host or DEFAULT_HOST), SHAPES["61 x 256"]
     fleets = _fleets(bench, host, shape)
     planning = _planning(bench, host)
     return TableResult(
@@ -230,12 +230,7 @@ def _picture(fleets: Series) -> Picture:
         label="cheapest always on",
     )
     for at in axes:
-        logarithmic(at, "x")
-        logarithmic(at, "y")
-        at.tick_params(axis="both", labelsize=7)
-    for at in axes:
-        at.locator_params(axis="x", numticks=6)
-        at.locator_params(axis="y", numticks=7)
+        at.set(xscale="log", yscale="log")
     label(axes[0], "requests a second", "USD for a million tokens", "Cost")
     label(axes[1], "requests a second", "expert functions awake, replicas", "Functions")
     legend(axes[0])

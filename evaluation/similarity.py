@@ -191,7 +191,14 @@ def _scatter(pairs: Series) -> Picture:
         for kind, colour in (("random", GREY), ("nearest", BLUE)):
             of = (kinds == kind) & shown
             axes[place].scatter(
-                values[of], divergence[of], s=5, color=colour, alpha=0.5, label=kind, linewidths=0
+                values[of],
+                divergence[of],
+                s=5,
+                color=colour,
+                alpha=0.5,
+                label=kind,
+                linewidths=0,
+                rasterized=True,
             )
         if values.std() > 0:
             slope, start = np.polyfit(values, divergence, 1)

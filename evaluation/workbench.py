@@ -29,6 +29,7 @@ class Options:
     prompts: a folder with a folder a set; without it the model's shipped history serves.
     traces: a folder with Azure's LLM traces; without it the trace that ships.
     hardware: a profile of `remoe profile hardware` to plan the default model with.
+    host: the figures of a machine to model published shapes on, instead of those that ship.
     requests: how many are measured end to end for the cost table; the paper's are 50.
     """
 
@@ -38,6 +39,7 @@ class Options:
     prompts: Path | None = None
     traces: Path | None = None
     hardware: Path | None = None
+    host: Path | None = None
     port: int = 8400
     requests: int = 50
     fresh: bool = False

@@ -56,6 +56,15 @@ def evaluate(
             dir_okay=False,
         ),
     ] = None,
+    host: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file with a machine's figures, to model published models' shapes on.",
+            show_default="one H100 and 16 cores",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option(help="Where the platform is started for a table.", min=1, max=65535)
     ] = 8400,
@@ -105,6 +114,7 @@ def evaluate(
             prompts=prompts,
             traces=traces,
             hardware=hardware,
+            host=host,
             port=port,
             requests=requests,
             fresh=fresh,
