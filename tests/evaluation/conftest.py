@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from evaluation.workbench import Options, Workbench
 from models.smollm2_8x135m.corpus import LEFT_OUT_SETS
 from planner.phases import normalise_rows
 from remoe.checkpoint import Checkpoint
+from tests.gateway.tiny_text import write_model
+from tests.tiny_model import build_tiny_checkpoint
 
 PROMPTS = 240
 
 
 @pytest.fixture
-def history_bench(tmp_path: Path, tiny_model_dir: Path) -> Workbench:
+def history_bench(tmp_path: Path) -> Workbench:
     """A tiny model's folder with a history of three topics, one of them of a set left out."""
     model_dir = tmp_path / "model"
-    shutil.copytree(tiny_model_dir, model_dir)
+    model_dir.mkdir()
+    write_model(model_dir)  # its tokenizer, so that the whole platform can run
+    vocabulary = Tokenizer.from_file(str(model_dir / "tokenizer.json")).get_vocab_size()
+    build_tiny_checkpoint(model_dir, vocabulary=vocabulary)
     checkpoint = Checkpoint.open(model_dir)
     chance = np.random.default_rng(0)
     topic = chance.choice(3, PROMPTS, p=(0.47, 0.47, 0.06))

@@ -74,6 +74,7 @@ def test_the_short_replay_takes_two_minutes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_cold_starts_by_stage(history_bench: Workbench) -> None:
     rows = cold_start.make(history_bench).series[0].named()
     assert {row["way"] for row in rows} >= {"Remoe", "MIX", "CPU"}
@@ -88,7 +89,7 @@ def test_cold_starts_by_stage(history_bench: Workbench) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_request_is_priced_end_to_end(history_bench: Workbench) -> None:
     bench = Workbench(replace(history_bench.options, port=_free_port()), "cost")
     measured = cost.make(bench).series[2].named()

@@ -137,6 +137,8 @@ class FunctionProcess:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+        if self._process is not None and self._process.stderr is not None:
+            self._process.stderr.close()
         self._listener.close()
 
 
