@@ -86,7 +86,7 @@ def _starts(bench: Workbench) -> Series:
 
 
 def _starts_of(bench: Workbench, model_dir: Path) -> Series:
-    count = 2 if bench.options.quick else 5
+    count = 1 if bench.options.quick else 5
     ways: dict[str, Callable[[bool], _Start]] = {
         "Remoe": lambda cold: _main_function(model_dir, 0.5, cold=cold),
         "MIX": lambda cold: _main_function(model_dir, 0.0, cold=cold),

@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--crash-kills", type=int, default=15, help="how often a crash test kills the planner"
     )
+    parser.addoption(
+        "--nightly", action="store_true", help="run what takes minutes in its whole length too"
+    )
 
 
 @pytest.fixture

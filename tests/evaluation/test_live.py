@@ -55,15 +55,19 @@ def test_a_folder_without_the_traces_is_told(tmp_path: Path) -> None:
         replay.replayed(bench)
 
 
-def test_the_short_replay_takes_two_minutes(tmp_path: Path) -> None:
+def _write_traces(folder: Path, seconds: range) -> None:
     rows = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
     rows += [
-        f"2023-11-16 18:{minute:02}:{second:02}.0000000,1000,100"
-        for minute in range(15, 60)
-        for second in range(0, 60, 3)
+        f"2023-11-16 18:{15 + second // 60:02}:{second % 60:02}.0000000,1000,100"
+        for second in seconds
     ]
     for kind in ("code", "conv"):
-        (tmp_path / f"AzureLLMInferenceTrace_{kind}.csv").write_text("\r\n".join(rows))
+        path = folder / f"AzureLLMInferenceTrace_{kind}.csv"
+        path.write_text("\r\n".join(rows), encoding="utf-8")
+
+
+def test_the_short_replay_takes_two_minutes(tmp_path: Path) -> None:
+    _write_traces(tmp_path, range(0, 2400, 3))
     bench = Workbench(Options(out=tmp_path, model_dir=tmp_path, traces=tmp_path, quick=True), "r")
     ((path, config),) = replay.replayed(bench).values()
     workload = build_workload(msgspec.structs.replace(config, trace=path, sample=1.0))
@@ -75,7 +79,8 @@ def test_the_short_replay_takes_two_minutes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_cold_starts_by_stage(history_bench: Workbench) -> None:
+def test_cold_starts_by_stage(history_bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_start, "_CACHES", ("cold",))  # half the time
     rows = cold_start.make(history_bench).series[0].named()
     assert {row["way"] for row in rows} >= {"Remoe", "MIX", "CPU"}
     assert {row["stage"] for row in rows if row["way"] == "Remoe"} == {
@@ -103,8 +108,23 @@ def test_a_request_is_priced_end_to_end(history_bench: Workbench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_replay_in_its_two_minute_form(history_bench: Workbench) -> None:
-    bench = Workbench(replace(history_bench.options, port=_free_port()), "replay")
-    runs = replay.make(bench).series[0].named()
+@pytest.mark.parametrize("whole", [False, True], ids=["in seconds", "two minutes"])
+def test_a_replay(
+    history_bench: Workbench,
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    if whole and not pytestconfig.getoption("--nightly"):
+        pytest.skip("takes minutes: --nightly")
+    _write_traces(tmp_path, range(0, 1200, 10 if whole else 60))
+    faster = msgspec.structs.replace(
+        replay.TWO_MINUTES, sample=1.0, speedup=10.0 if whole else 300.0
+    )
+    monkeypatch.setattr(replay, "TWO_MINUTES", faster)
+    options = replace(history_bench.options, port=_free_port(), traces=tmp_path)
+    runs = replay.make(Workbench(options, "replay")).series[0].named()
     assert [row["failed"] for row in runs] == [0, 0]
+    assert [row["completed"] for row in runs] == [120 if whole else 20] * 2
     assert all(float(row["resident_usd"] or 0) > 0 for row in runs)
