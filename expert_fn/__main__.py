@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from expert_fn.logs import configure_logging
 from expert_fn.server import serve
 from remoe.checkpoint import Checkpoint
 from remoe.errors import RemoeError
+from remoe.expert_call import TOKEN_VARIABLE
 from remoe.kernel.interface import open_kernel
 from remoe.lifecycle import InFlight, Notifier, bind, watch_lifeline
 
@@ -25,7 +27,9 @@ def main() -> None:
     in_flight = InFlight(notifier)
 
     def load() -> Endpoint:
-        checkpoint = Checkpoint.open(Path(settings.load_topology().model_dir))
+        topology = settings.load_topology()
+        checkpoint = Checkpoint.open(Path(topology.model_dir))
+        topology.check_weights(checkpoint.digest)
         computer = ExpertComputer(
             checkpoint,
             first_layer=settings.first_layer,
@@ -37,7 +41,12 @@ def main() -> None:
                 threads=settings.threads,
             ),
         )
-        return Endpoint(computer, notifier, payload_limit_bytes=settings.payload_limit_bytes)
+        return Endpoint(
+            computer,
+            notifier,
+            payload_limit_bytes=settings.payload_limit_bytes,
+            token=os.environ.get(TOKEN_VARIABLE, ""),
+        )
 
     try:
         serve(bind(), load, notifier, in_flight)

@@ -24,11 +24,15 @@ class Connection:
         self._socket = client
         self._endpoint = endpoint
         self._in_flight = in_flight
+        if endpoint.asks_for_credentials:
+            # Only then: the parser calls it for every header, which nobody else reads.
+            self.on_header = self._keep_credentials
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._unsent = memoryview(b"")
+        self._credentials = b""
         self._reading = False
         self._keep_alive = True
 
@@ -78,6 +82,11 @@ class Connection:
         self._url = b""
         self._body = []
         self._body_bytes = 0
+        self._credentials = b""
+
+    def _keep_credentials(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"authorization":
+            self._credentials = value
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -100,7 +109,7 @@ class Connection:
         if self._body_bytes > self._endpoint.payload_limit_bytes:
             return self._endpoint.refuse_body(self._body_bytes)
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        return self._endpoint.handle(self._parser.get_method(), self._url, body)
+        return self._endpoint.handle(self._parser.get_method(), self._url, body, self._credentials)
 
     def _write(self, response: Response) -> None:
         """Head and body leave together: as two packets, the second would wait for an answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import socket
@@ -19,10 +20,12 @@ from remoe.expert_call import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
     PATH,
+    TOKEN_VARIABLE,
     ExpertCall,
     ExpertFailure,
     ExpertReply,
     FailureCode,
+    bearer,
 )
 from remoe.lifecycle import REPLICA_HEADER, Notifier
 
@@ -38,6 +41,7 @@ _STATUS: dict[FailureCode, HTTPStatus] = {
     "unknown_expert": HTTPStatus.NOT_FOUND,
     "body_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "malformed": HTTPStatus.BAD_REQUEST,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
     "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
@@ -57,7 +61,8 @@ class Response(NamedTuple):
 class Endpoint:
     """Routes a request; `payload_limit_bytes` holds for its body and for the reply's.
 
-    `replica` tells this process from others behind the same address.
+    With a `token`, calls must carry it as a bearer token; health checks need none. `replica` tells
+    this process from others behind the same address.
     """
 
     def __init__(
@@ -66,17 +71,28 @@ class Endpoint:
         notifier: Notifier,
         *,
         payload_limit_bytes: int = MAX_BODY_BYTES,
+        token: str = "",
     ) -> None:
         self._computer = computer
+        self._credentials = bearer(token).encode() if token else b""
         self._notifier = notifier
         self.payload_limit_bytes = payload_limit_bytes
         self.replica = f"{socket.gethostname()}-{os.getpid()}"
         self._heads: dict[tuple[HTTPStatus, str], bytes] = {}
 
-    def handle(self, method: bytes, url: bytes, body: bytes) -> Response:
-        """Answer a request whose body is within the limit; never raises."""
+    @property
+    def asks_for_credentials(self) -> bool:
+        return bool(self._credentials)
+
+    def handle(self, method: bytes, url: bytes, body: bytes, credentials: bytes = b"") -> Response:
+        """Answer a request whose body is within the limit; never raises.
+
+        `credentials` is its Authorization header.
+        """
         path = _PATH if url == _PATH else httptools.parse_url(url).path
         if path == _PATH:
+            if self._credentials and not hmac.compare_digest(self._credentials, credentials):
+                return _failure("unauthorized", f"calls need the token of {TOKEN_VARIABLE}")
             if method == b"POST":
                 return self._answer(body)
             return _failure("malformed", "use POST", HTTPStatus.METHOD_NOT_ALLOWED)

@@ -54,6 +54,8 @@ class DeploymentOptions:
     policy: Policy = "remoe"
     hardware: Path | None = None
     """The hardware profile that the planner optimises with."""
+    exact_ratio: bool = False
+    """Whether every plan has just `remote_ratio`, so that the main function's memory is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,8 @@ def _planner_env(options: DeploymentOptions) -> dict[str, str]:
     if options.hardware is not None:
         env["REMOE_PLANNER_HARDWARE"] = str(options.hardware)
         env["REMOE_PLANNER_FUNCTION_VCPUS"] = str(_expert_cpu(options))
+    if options.exact_ratio:
+        env["REMOE_PLANNER_RATIO_RULE"] = "fixed"
     history = options.model_dir / HISTORY
     if history.exists():
         env["REMOE_PLANNER_HISTORY"] = str(history)
@@ -184,7 +188,7 @@ def _main(
     options: DeploymentOptions, checkpoint: Checkpoint, model: str, common: dict[str, str]
 ) -> FunctionSpec:
     weights = checkpoint.non_expert_size_bytes
-    weights += checkpoint.expert_count * checkpoint.expert_size_bytes
+    weights += _resident_experts(options, checkpoint) * checkpoint.expert_size_bytes
     widening = _WIDENING if options.dtype == "float32" else 1
     needed_mib = _RUNTIME_MIB["main"] + math.ceil(
         (weights * widening + _KV_TOKENS * checkpoint.kv_bytes_per_token * widening) / _MIB
@@ -211,6 +215,15 @@ def _main(
             AUTOSCALING + "scale-to-zero-pod-retention-period": options.main_retention,
         },
     )
+
+
+def _resident_experts(options: DeploymentOptions, checkpoint: Checkpoint) -> int:
+    """The most experts that the main function is ever told to hold."""
+    if not options.exact_ratio:
+        return checkpoint.expert_count
+    # Without a planner it keeps half of each layer.
+    remote = math.floor(checkpoint.experts * min(options.remote_ratio, 0.5))
+    return len(checkpoint.moe_layers) * (checkpoint.experts - remote)
 
 
 def _experts(

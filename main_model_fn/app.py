@@ -54,6 +54,7 @@ def _load(
     settings: MainSettings, topology: Topology
 ) -> tuple[Engine, LivePartition, Balancing | None]:
     checkpoint = Checkpoint.open(Path(topology.model_dir))
+    topology.check_weights(checkpoint.digest)
     deployment = claim_deployment(
         topology.planner_url, checkpoint, main_memory_gb=topology.main_memory_gb
     )
@@ -135,6 +136,7 @@ def open_transport(
         timeout_s=settings.call_timeout_s,
         hedge_floor_s=settings.hedge_floor_s,
         payload_limit_bytes=settings.payload_limit_bytes,
+        token=settings.expert_token.get_secret_value(),
     )
 
 

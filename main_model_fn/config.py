@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from remoe.expert_call import MAX_BODY_BYTES
+from remoe.expert_call import MAX_BODY_BYTES, TOKEN_VARIABLE
 from remoe.moeless.function_balance import Policy
 from remoe.moeless.scaler import CV_THRESHOLD
 from remoe.settings import ServiceSettings
@@ -61,6 +61,9 @@ class MainSettings(ServiceSettings):
 
     payload_limit_bytes: int = Field(MAX_BODY_BYTES, ge=65_536, le=2**31)
     """Largest body of an expert call or its reply; at most REMOE_EXPERT_PAYLOAD_LIMIT_BYTES."""
+
+    expert_token: SecretStr = Field(SecretStr(""), validation_alias=TOKEN_VARIABLE)
+    """What expert functions ask for, if they do; a cluster's deployment gives both a Secret."""
 
     transport: Literal["http", "in-process"] = "http"
     """How remote experts are reached; `in-process` computes them here, without functions."""

@@ -32,10 +32,11 @@ class HttpAddress:
     host: str
     port: int
 
-    def request(self, method: str, path: str, content_type: str | None = None) -> bytes:
-        """The head of a request, but for its Content-Length."""
-        kind = f"Content-Type: {content_type}\r\n" if content_type else ""
-        return f"{method} {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{kind}".encode()
+    def request(self, method: str, path: str, **headers: str) -> bytes:
+        """The head of a request, but for its Content-Length; `content_type` is Content-Type."""
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        return "".join(f"{line}\r\n" for line in lines).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from remoe.expert_call import (
     ExpertFailure,
     ExpertReply,
     FailureCode,
+    bearer,
 )
 from remoe.topology import ExpertEndpoint, Topology
 
@@ -78,12 +79,14 @@ class _Channel:
         timeout_s: float,
         hedge_floor_s: float,
         body_limit_bytes: int,
+        token: str,
         clock: Callable[[], float],
     ) -> None:
         parts = urlsplit(endpoint.url)
         self.name = endpoint.name
         self.address = HttpAddress(parts.hostname or "127.0.0.1", parts.port or 80)
-        self.head = self.address.request("POST", PATH, CONTENT_TYPE)
+        credentials = {"authorization": bearer(token)} if token else {}
+        self.head = self.address.request("POST", PATH, content_type=CONTENT_TYPE, **credentials)
         self.timeout_s = timeout_s
         self.connections = ReplicaConnections(self.address, body_limit_bytes, clock)
         self.breaker = CircuitBreaker(clock)
@@ -271,7 +274,7 @@ class HttpTransport:
     """One channel per expert function; used from the engine's thread alone.
 
     `timeout_s` bounds a call whatever its deadline, a cold start included; no reply is called late
-    before `hedge_floor_s`. `clock` is for what is remembered between calls.
+    before `hedge_floor_s`. `token` is what the functions ask for. `clock` is for what is remembered between calls.
     """
 
     def __init__(
@@ -281,6 +284,7 @@ class HttpTransport:
         timeout_s: float,
         hedge_floor_s: float = 0.02,
         payload_limit_bytes: int = MAX_BODY_BYTES,
+        token: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channels = {
@@ -292,6 +296,7 @@ class HttpTransport:
                     timeout_s=timeout_s,
                     hedge_floor_s=hedge_floor_s,
                     body_limit_bytes=payload_limit_bytes,
+                    token=token,
                     clock=clock,
                 )
             ]

@@ -156,6 +156,7 @@ class Planner:
         """Open the checkpoint and the history; raises SettingsError or CheckpointError."""
         topology = settings.load_topology()
         checkpoint = Checkpoint.open(Path(topology.model_dir))
+        topology.check_weights(checkpoint.digest)
         model = ModelFacts.of(checkpoint, topology.model)
         embedder = open_embedder(settings.embedder, checkpoint)
         history = open_history(settings, model, embedder)

@@ -16,11 +16,13 @@ __all__ = [
     "ITEM_BYTES",
     "MAX_BODY_BYTES",
     "PATH",
+    "TOKEN_VARIABLE",
     "ExpertCall",
     "ExpertFailure",
     "ExpertReply",
     "FailureCode",
     "RowDtype",
+    "bearer",
 ]
 
 CONTENT_TYPE = "application/vnd.remoe.v1+msgpack"
@@ -31,8 +33,21 @@ MAX_BODY_BYTES = 6_000_000
 RowDtype = Literal["float32", "bfloat16", "float16"]
 ITEM_BYTES: dict[RowDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 FailureCode = Literal[
-    "wrong_model", "wrong_shape", "unknown_expert", "body_too_large", "malformed", "internal"
+    "wrong_model",
+    "wrong_shape",
+    "unknown_expert",
+    "body_too_large",
+    "malformed",
+    "unauthorized",
+    "internal",
 ]
+# Where callers and functions find the token they share; without one, calls need none.
+TOKEN_VARIABLE = "REMOE_EXPERT_TOKEN"  # noqa: S105  # its name
+
+
+def bearer(token: str) -> str:
+    """The Authorization header of a call."""
+    return f"Bearer {token}"
 
 
 class ExpertCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

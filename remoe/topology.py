@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from remoe.errors import SettingsError
+from remoe.errors import CheckpointError, SettingsError
 
 __all__ = ["ExpertEndpoint", "Topology"]
 
@@ -33,6 +33,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     main_url: str
     main_memory_gb: float
     experts: list[ExpertEndpoint]
+    model_digest: str = ""
+    """Of the weights that this deployment was made for; empty where the runtime vouches for them."""
 
     @classmethod
     def load(cls, path: Path) -> Topology:
@@ -46,6 +48,14 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             ) from error
         except msgspec.DecodeError as error:
             raise SettingsError(f"{path} is not a topology file: {error}") from error
+
+    def check_weights(self, digest: str) -> None:
+        """Raise CheckpointError if the deployment was made for other weights than these."""
+        if self.model_digest and digest != self.model_digest:
+            raise CheckpointError(
+                f"{self.model_dir} holds {digest}, and this deployment was made for "
+                f"{self.model_digest}: put the right weights there, or deploy again with these"
+            )
 
     def save(self, path: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))

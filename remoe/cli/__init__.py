@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from remoe.cli.bill import bill
+from remoe.cli.cluster import destroy, preflight, rollback
+from remoe.cli.deploy import deploy, diff
 from remoe.cli.down import down
 from remoe.cli.errors import OneLineErrors
 from remoe.cli.evaluate import evaluate
@@ -41,6 +43,11 @@ app.command()(logs)
 app.command()(down)
 app.command()(bill)
 app.command()(evaluate)
+app.command()(deploy)
+app.command()(diff)
+app.command()(rollback)
+app.command()(destroy)
+app.command()(preflight)
 app.add_typer(key_app, name="key")
 app.add_typer(load_app, name="load")
 app.add_typer(model_app, name="model")

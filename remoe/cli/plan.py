@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from remoe.plan import Slo
     from remoe.planning_messages import Explanation, PreviewRequest, PriceOverride
 
-__all__ = ["parse_pairs", "plan"]
+__all__ = ["parse_pairs", "parse_slo", "plan"]
 
 _TIMEOUT_S = 30.0
 _Message = TypeVar("_Message")
@@ -89,7 +89,7 @@ def plan(
         model=topology.model,
         prompt_tokens=_tokens(Path(topology.model_dir), prompt),
         max_new_tokens=max_tokens,
-        slo=_slo(slo),
+        slo=parse_slo(slo),
         ratio=ratio,
         rule=rule,
         platform=platform,
@@ -138,7 +138,8 @@ def parse_pairs(text: str, option: str, names: tuple[str, ...]) -> dict[str, flo
     return found
 
 
-def _slo(text: str | None) -> Slo | None:
+def parse_slo(text: str | None) -> Slo | None:
+    """Read `ttft=1,tpot=0.08`, in seconds; raises InvalidRequestError."""
     if text is None:
         return None
     from remoe.plan import Slo

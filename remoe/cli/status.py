@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remoe.cli.cluster_options import Context
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,18 +38,22 @@ _WIDTH_FOR_REQUESTS = 100
 def status(
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print once, as JSON.")] = False,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace", "-n", help="Of a cluster.", show_default="what runs on this machine"
+        ),
+    ] = None,
+    context: Context = None,
 ) -> None:
     """Show every function live: replicas, memory, cold starts, last call, state.
 
     Ctrl-C leaves. Without a terminal it prints once.
     """
-    from knative.local.control import ask_status
-    from knative.local.run_dir import RunDir
     from remoe.errors import UnavailableError
-    from remoe.home import remoe_home
 
-    control = RunDir(remoe_home()).control
-    current = ask_status(control)
+    ask = _asks(namespace, context)
+    current = ask()
     if as_json:
         import msgspec
 
@@ -69,11 +75,28 @@ def status(
         ) as live:
             while True:
                 time.sleep(_REFRESH_S)
-                live.update(status_table(ask_status(control), console.width), refresh=True)
+                live.update(status_table(ask(), console.width), refresh=True)
     except KeyboardInterrupt:
         return
     except UnavailableError:
         console.print("Remoe has stopped.")
+
+
+def _asks(namespace: str | None, context: str | None) -> Callable[[], RuntimeStatus]:
+    """Who is asked: the local supervisor, or a cluster's API server."""
+    if namespace is None:
+        from knative.local.control import ask_status
+        from knative.local.run_dir import RunDir
+        from remoe.home import remoe_home
+
+        control = RunDir(remoe_home()).control
+        return lambda: ask_status(control)
+
+    from knative.cluster.api import Cluster
+    from knative.cluster.status import namespace_status
+
+    cluster = Cluster.connect(context=context)
+    return lambda: namespace_status(cluster, namespace)
 
 
 def status_table(current: RuntimeStatus, width: int) -> RenderableType:

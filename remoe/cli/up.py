@@ -10,7 +10,7 @@ import typer
 from remoe.cli.bill import LedgerUrl, ledger_option
 from remoe.errors import CheckpointError, SettingsError
 
-__all__ = ["up"]
+__all__ = ["hardware_profile", "price_file", "up"]
 
 
 def up(
@@ -146,7 +146,7 @@ def up(
     deployment = default_deployment(
         DeploymentOptions(
             model_dir=folder,
-            hardware=_hardware_profile(remoe_home(), model_name(folder), folder),
+            hardware=hardware_profile(remoe_home(), model_name(folder), folder),
             threads=threads or len(os.sched_getaffinity(0)),
             port=port,
             layers_per_function=layers_per_function,
@@ -160,19 +160,19 @@ def up(
             log_level=log_level,
             host=host,
             gateway_env=gateway_env,
-            prices=_price_file(prices),
+            prices=price_file(prices),
             history_dir=remoe_home() / "history",
         )
     )
     raise typer.Exit(run_foreground(deployment, run_dir, keep_logs=keep_logs))
 
 
-def _price_file(prices: str | None) -> str | None:
+def price_file(prices: str | None) -> str | None:
     """A path as the services will find it, whatever their working directory."""
     return str(Path(prices).absolute()) if prices and Path(prices).is_file() else prices
 
 
-def _hardware_profile(home: Path, model: str, model_dir: Path) -> Path | None:
+def hardware_profile(home: Path, model: str, model_dir: Path) -> Path | None:
     """The newest profile of this very model; one of other weights would mislead the planner."""
     from remoe.checkpoint import Checkpoint
     from remoe.hardware import HardwareProfile, newest_profile

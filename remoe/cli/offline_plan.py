@@ -1,0 +1,62 @@
+"""The planner's plan for a deployment that does not run yet: same code, no service."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from knative.deployment import DeploymentOptions
+    from remoe.plan import Plan, Slo
+
+__all__ = ["preview_plan"]
+
+_PREFIX = "REMOE_PLANNER_"
+
+
+def preview_plan(
+    options: DeploymentOptions, *, slo: Slo | None, prompt_tokens: int, output_tokens: int
+) -> Plan:
+    """Plan a usual request before any prompt: its profile is the history's mean.
+
+    Raises SettingsError if the hardware profile is another model's.
+    """
+    from knative.deployment import default_deployment
+    from planner.config import PlannerSettings
+    from planner.planning import Planner
+    from remoe.planning_messages import PreviewRequest
+
+    deployment = default_deployment(options)
+    env = deployment.planner.env
+    given = {
+        name.removeprefix(_PREFIX).lower(): value
+        for name, value in env.items()
+        if name.startswith(_PREFIX)
+    }
+    given.pop("history_dir", None)  # which another process may be writing
+    shared = {name: value for name, value in env.items() if name == "REMOE_PRICES"}
+    urls = {spec.name: f"http://{spec.name}" for spec in deployment.functions}
+    topology = deployment.topology(urls)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "topology.json"
+        topology.save(path)
+        settings = PlannerSettings.model_validate(
+            {"REMOE_TOPOLOGY": path, "predictor": "mean", **given, **shared}
+        )
+        planner = Planner.load(settings)
+        try:
+            return planner.preview(
+                PreviewRequest(
+                    model=topology.model,
+                    prompt_tokens=[0],
+                    prompt_length=prompt_tokens,
+                    decode_tokens=float(output_tokens),
+                    max_new_tokens=output_tokens,
+                    slo=slo,
+                )
+            )
+        finally:
+            close = getattr(planner.history, "close", None)
+            if close is not None:
+                close()
