@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from gateway.middleware import RequestTracing
 from gateway.observers import log_request
 from gateway.openapi import ERROR_RESPONSES, body_of, describe
 from gateway.planner_client import PlannerClient
+from gateway.pod_watch import ApiServer, pods_say
 from gateway.prewarm import Prewarmer
 from gateway.replies import Model, ModelList
 from gateway.requests import (
@@ -44,7 +46,7 @@ from gateway.requests import (
     TokenizeRequest,
 )
 from gateway.residency import ResidentMeter
-from gateway.runtime_watch import RuntimeWatch
+from gateway.runtime_watch import RuntimeWatch, Source, supervisor_says
 from gateway.text import TextModel
 from gateway.timings import Timings
 from gateway.upstream import open_upstream
@@ -153,7 +155,18 @@ class _Shared(NamedTuple):
             on_failure=settings.ledger_failure,
             patience_s=settings.ledger_patience_s,
         )
-        return cls(prices, resident, RuntimeWatch(settings.runtime_control, resident), books)
+        watch = RuntimeWatch(_runtime(settings, topology), resident)
+        return cls(prices, resident, watch, books)
+
+
+def _runtime(settings: GatewaySettings, topology: Topology) -> Source | None:
+    """Who knows the replicas: the supervisor, or the cluster this runs in."""
+    if settings.runtime_control is not None:
+        return supervisor_says(settings.runtime_control)
+    server = ApiServer.of_this_pod(dict(os.environ))
+    if server is None:
+        return None
+    return pods_say(server, model=topology.model, url=topology.gateway_url)
 
 
 def _lifespan(

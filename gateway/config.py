@@ -52,7 +52,8 @@ class GatewaySettings(ServiceSettings):
     cors_origins: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    # The local supervisor's control socket, from which live replicas are known.
+    # The local supervisor's control socket, from which live replicas are known;
+    # on a cluster the Kubernetes API is asked instead.
     runtime_control: Path | None = Field(None, validation_alias="REMOE_RUNTIME_CONTROL")
 
     # Who decides where experts are computed (REMOE_MAIN_POLICY says the same to the main function).

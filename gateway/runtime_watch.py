@@ -1,18 +1,26 @@
-"""The runtime, seen from the gateway: which replicas are alive, told whenever that changes."""
+"""The runtime, seen from the gateway: which replicas are alive, told whenever that changes.
+
+Locally the supervisor tells it, over its control socket; on a cluster the Kubernetes API does
+(`pod_watch.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import structlog
 
 from gateway.residency import ResidentMeter
 from remoe.runtime_status import RuntimeStatus
 
-__all__ = ["RuntimeWatch"]
+__all__ = ["RuntimeWatch", "Source", "supervisor_says"]
+
+Source = Callable[[], AsyncGenerator[RuntimeStatus, None]]
 
 _log = structlog.get_logger()
 _decoder = msgspec.json.Decoder(RuntimeStatus)
@@ -21,17 +29,17 @@ _RETRY_S = 1.0
 
 
 class RuntimeWatch:
-    """Follows the supervisor's control socket; without one (on a cluster) it knows nothing."""
+    """Follows a source, again and again as it ends; without one it knows nothing."""
 
-    def __init__(self, path: Path | None, meter: ResidentMeter) -> None:
+    def __init__(self, source: Source | None, meter: ResidentMeter) -> None:
         self.latest: RuntimeStatus | None = None
-        self._path = path
+        self._source = source
         self._meter = meter
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        if self._path is not None:
-            self._task = asyncio.create_task(self._follow(self._path))
+        if self._source is not None:
+            self._task = asyncio.create_task(self._follow(self._source))
 
     async def close(self) -> None:
         if self._task is not None:
@@ -43,24 +51,33 @@ class RuntimeWatch:
         functions = self.latest.functions if self.latest else ()
         return any(function.url == url and function.ready for function in functions)
 
-    async def _follow(self, path: Path) -> None:
+    async def _follow(self, source: Source) -> None:
         while True:
             try:
-                await self._read(path)
-            except (OSError, msgspec.DecodeError, ValueError) as error:
-                _log.debug("cannot watch the runtime", reason=repr(error))
+                async with contextlib.aclosing(source()) as states:
+                    async for state in states:
+                        self.latest = state
+                        self._meter.update(state)
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                # A msgspec.DecodeError is a ValueError.
+                _log.warning("cannot_watch_the_runtime", reason=repr(error))
             self.latest = None
             self._meter.forget()
             await asyncio.sleep(_RETRY_S)
 
-    async def _read(self, path: Path) -> None:
+
+def supervisor_says(path: Path) -> Source:
+    """What the local supervisor says on its control socket."""
+
+    async def read() -> AsyncGenerator[RuntimeStatus, None]:
         reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST_LINE_BYTES)
         try:
             writer.write(b"watch\n")
             while line := await reader.readline():
-                self.latest = _decoder.decode(line)
-                self._meter.update(self.latest)
+                yield _decoder.decode(line)
         finally:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    return read

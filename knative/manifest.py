@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from knative.policy import PROGRESS_DEADLINE
-from knative.quantities import cpu_quantity, memory_quantity
 from knative.spec import FunctionSpec
+from remoe.quantities import cpu_quantity, memory_quantity
 
 __all__ = ["PART_OF", "RESTRICTED", "Json", "Object", "PodSettings", "service_manifest"]
 

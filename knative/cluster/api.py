@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Self
 
 import httpx2
@@ -60,6 +61,7 @@ class ConflictError(ClusterError):
     """Another field manager owns what this deployment would change."""
 
 
+@cache  # lightkube registers each class once
 def _resource(
     api_version: str, kind: str
 ) -> Any:  # namespaced or global: lightkube types its calls for either, not for both
@@ -88,6 +90,12 @@ class Cluster:
             raise SettingsError(
                 f"no cluster to talk to ({error}). Set KUBECONFIG, or run where kubectl works"
             ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def apply(self, one: Object, *, dry_run: bool = False) -> Object:
         """Server-side apply, never by force; raises ConflictError with whose fields they are."""

@@ -13,7 +13,7 @@ from knative.cluster.api import Cluster, ClusterError
 from knative.cluster.release import Release
 from knative.manifest import Object
 from knative.policy import AUTOSCALING
-from knative.quantities import parse_quantity
+from remoe.quantities import parse_quantity
 
 __all__ = ["Finding", "Needs", "check"]
 

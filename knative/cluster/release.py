@@ -205,7 +205,6 @@ class _Services:
         if service == "main":
             env["REMOE_MAIN_CALL_TIMEOUT_S"] = str(_COLD_START_S)
         if service == "gateway":
-            env["REMOE_NAMESPACE"] = options.namespace
             env["REMOE_GATEWAY_COLD_START_TIMEOUT_S"] = str(self._cold_start_s())
             if options.ledger_secret is None:
                 env["REMOE_GATEWAY_AUTH"] = "off"

@@ -9,8 +9,8 @@ from knative.cluster.api import Cluster
 from knative.cluster.deploying import not_ready
 from knative.cluster.release import HOLDS
 from knative.manifest import PART_OF, Object
-from knative.quantities import parse_quantity
 from remoe.errors import NotFoundError, RemoeError
+from remoe.quantities import parse_quantity
 from remoe.runtime_status import (
     FunctionState,
     FunctionStatus,

@@ -27,16 +27,16 @@ def rollback(
     from knative.cluster.deploying import apply_release, wait_ready
     from knative.cluster.releases import release_before
 
-    cluster = Cluster.connect(context=context)
-    kept = release_before(cluster, namespace, to)
-    typer.echo(f"back to release {kept.number}")
-    for one in apply_release(
-        cluster, kept.objects, namespace=namespace, expectation=kept.expectation
-    ):
-        typer.echo(f"{one.outcome:>9}  {one.kind} {one.name}")
-    if timeout:
-        services = [one["metadata"]["name"] for one in kept.objects if one["kind"] == "Service"]
-        wait_ready(cluster, services, namespace, timeout_s=timeout)
+    with Cluster.connect(context=context) as cluster:
+        kept = release_before(cluster, namespace, to)
+        typer.echo(f"back to release {kept.number}")
+        for one in apply_release(
+            cluster, kept.objects, namespace=namespace, expectation=kept.expectation
+        ):
+            typer.echo(f"{one.outcome:>9}  {one.kind} {one.name}")
+        if timeout:
+            services = [one["metadata"]["name"] for one in kept.objects if one["kind"] == "Service"]
+            wait_ready(cluster, services, namespace, timeout_s=timeout)
 
 
 def destroy(
@@ -53,17 +53,17 @@ def destroy(
     from knative.cluster.deploying import destroy as remove
     from knative.cluster.deploying import wait_gone
 
-    cluster = Cluster.connect(context=context)
     if not yes:
         typer.confirm(f"Remove everything of Remoe from namespace {namespace}?", abort=True)
-    removed = list(remove(cluster, namespace))
-    for one in removed:
-        typer.echo(f"{one.outcome:>9}  {one.kind} {one.name}")
+    with Cluster.connect(context=context) as cluster:
+        removed = False
+        for one in remove(cluster, namespace):
+            removed = True
+            typer.echo(f"{one.outcome:>9}  {one.kind} {one.name}")
+        if removed and timeout:
+            wait_gone(cluster, namespace, timeout_s=timeout)
     if not removed:
         typer.echo(f"nothing of Remoe is in namespace {namespace}")
-        return
-    if timeout:
-        wait_gone(cluster, namespace, timeout_s=timeout)
 
 
 @describes_release
@@ -85,11 +85,12 @@ def preflight(described: Described, *, context: Context = None) -> None:
     marks = {True: "ok", False: "MISSING", None: "note"}
     colours = {True: typer.colors.GREEN, False: typer.colors.RED, None: typer.colors.YELLOW}
     missing = False
-    for finding in check(Cluster.connect(context=context), needs):
-        missing |= finding.ok is False
-        typer.secho(f"{marks[finding.ok]:>7}", fg=colours[finding.ok], nl=False)
-        typer.echo(f"  {finding.what}")
-        if finding.fix and not finding.ok:
-            typer.echo(f"         {finding.fix}")
+    with Cluster.connect(context=context) as cluster:
+        for finding in check(cluster, needs):
+            missing |= finding.ok is False
+            typer.secho(f"{marks[finding.ok]:>7}", fg=colours[finding.ok], nl=False)
+            typer.echo(f"  {finding.what}")
+            if finding.fix and not finding.ok:
+                typer.echo(f"         {finding.fix}")
     if missing:
         raise typer.Exit(1)

@@ -75,27 +75,27 @@ def deploy(
         for path in write_kustomize(release, kustomize):
             typer.echo(path)
         return
-    cluster = Cluster.connect(context=context)
-    cluster.need_namespace(release.namespace, create=create_namespace, dry_run=dry_run)
-    for one in apply_release(
-        cluster,
-        release.objects,
-        namespace=release.namespace,
-        expectation=described.expectation,
-        dry_run=dry_run,
-    ):
-        typer.secho(f"{one.outcome:>9}  {one.kind} {one.name}", fg=_COLOURS.get(one.outcome))
-    if dry_run:
-        typer.echo("Dry run: the cluster would take all of this, and nothing was changed.")
-        return
-    if timeout:
-        wait_ready(
+    with Cluster.connect(context=context) as cluster:
+        cluster.need_namespace(release.namespace, create=create_namespace, dry_run=dry_run)
+        for one in apply_release(
             cluster,
-            [str(one["metadata"]["name"]) for one in release.services],
-            release.namespace,
-            timeout_s=timeout,
-            on_ready=lambda name, after_s: typer.echo(f"    ready  {name} after {after_s:.1f} s"),
-        )
+            release.objects,
+            namespace=release.namespace,
+            expectation=described.expectation,
+            dry_run=dry_run,
+        ):
+            typer.secho(f"{one.outcome:>9}  {one.kind} {one.name}", fg=_COLOURS.get(one.outcome))
+        if dry_run:
+            typer.echo("Dry run: the cluster would take all of this, and nothing was changed.")
+            return
+        if timeout:
+            wait_ready(
+                cluster,
+                [one["metadata"]["name"] for one in release.services],
+                release.namespace,
+                timeout_s=timeout,
+                on_ready=lambda name, after_s: typer.echo(f"{after_s:7.1f} s  {name} is ready"),
+            )
     typer.echo(
         f"{release.model} is at {release.topology.gateway_url}/v1. See it with `remoe status "
         f"--namespace {release.namespace}`, take it back with `remoe rollback`."
@@ -122,11 +122,11 @@ def diff(
     from knative.cluster.releases import kept_releases
 
     release = described.release
-    cluster = Cluster.connect(context=context)
-    changes = list(release_changes(cluster, release.objects, namespace=release.namespace))
+    with Cluster.connect(context=context) as cluster:
+        changes = list(release_changes(cluster, release.objects, namespace=release.namespace))
+        kept = kept_releases(cluster, release.namespace)
     console = Console()
     console.print(_changes_table(changes))
-    kept = kept_releases(cluster, release.namespace)
     before, after = kept[-1].expectation if kept else None, described.expectation
     if before is not None or after is not None:
         console.print(_expectation_table(before, after))

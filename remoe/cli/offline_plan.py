@@ -20,11 +20,14 @@ def preview_plan(
 ) -> Plan:
     """Plan a usual request before any prompt: its profile is the history's mean.
 
+    The main function is taken to be awake: an SLO that held through its cold start would be one of
+    minutes. Latency of what wakes it is shown apart, when it happens (`x_remoe.cold_start_ms`).
     Raises SettingsError if the hardware profile is another model's.
     """
     from knative.deployment import default_deployment
     from planner.config import PlannerSettings
     from planner.planning import Planner
+    from remoe.logs import configure_logging
     from remoe.planning_messages import PreviewRequest
 
     deployment = default_deployment(options)
@@ -44,7 +47,9 @@ def preview_plan(
         settings = PlannerSettings.model_validate(
             {"REMOE_TOPOLOGY": path, "predictor": "mean", **given, **shared}
         )
+        configure_logging("deploy", "error")  # what the service would log is nobody's here
         planner = Planner.load(settings)
+        planner.claim()
         try:
             return planner.preview(
                 PreviewRequest(
@@ -54,6 +59,8 @@ def preview_plan(
                     decode_tokens=float(output_tokens),
                     max_new_tokens=output_tokens,
                     slo=slo,
+                    ratio=options.remote_ratio,
+                    rule="cost",
                 )
             )
         finally:

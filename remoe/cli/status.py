@@ -95,8 +95,11 @@ def _asks(namespace: str | None, context: str | None) -> Callable[[], RuntimeSta
     from knative.cluster.api import Cluster
     from knative.cluster.status import namespace_status
 
-    cluster = Cluster.connect(context=context)
-    return lambda: namespace_status(cluster, namespace)
+    def ask() -> RuntimeStatus:
+        with Cluster.connect(context=context) as cluster:
+            return namespace_status(cluster, namespace)
+
+    return ask
 
 
 def status_table(current: RuntimeStatus, width: int) -> RenderableType:

@@ -12,7 +12,7 @@ from expert_fn.compute import ExpertComputer
 from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import ExpertUnavailableError
-from remoe.expert_call import ExpertCall
+from remoe.expert_call import TOKEN_VARIABLE, ExpertCall
 from tests.calls import expert_call
 from tests.processes import ExpertProcess
 from tests.tiny_model import HIDDEN, LAYERS
@@ -116,3 +116,19 @@ def test_nobody_listening_is_an_error_not_a_wait(
     with pytest.raises(ExpertUnavailableError, match="refused"):
         transport.send(call).result()
     transport.close()
+
+
+def test_a_function_with_a_token_answers_who_has_it(
+    tiny_model_dir: Path, tmp_path: Path, call: ExpertCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "shared")
+    with ExpertProcess(tiny_model_dir, tmp_path, last_layer=LAYERS - 1) as function:
+        for token, answered in (("shared", True), ("other", False), ("", False)):
+            transport = HttpTransport(function.topology, timeout_s=20, token=token)
+            pending = transport.send(call)
+            if answered:
+                assert pending.result().partial
+            else:
+                with pytest.raises(ExpertUnavailableError, match="unauthorized"):
+                    pending.result()
+            transport.close()

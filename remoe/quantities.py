@@ -24,7 +24,14 @@ def cpu_quantity(cores: float) -> str:
 
 
 def memory_quantity(mib: int) -> str:
-    return f"{mib}Mi"
+    """In the largest unit that it is a whole number of, as the API server would write it."""
+    for unit in ("Mi", "Gi", "Ti"):  # noqa: B007
+        if mib % 1024:
+            break
+        mib //= 1024
+    else:
+        unit = "Pi"
+    return f"{mib}{unit}"
 
 
 def parse_quantity(text: str | float) -> float:
