@@ -57,10 +57,4 @@ def write_kustomize(release: Release, folder: Path) -> list[Path]:
 
 def helm_values(release: Release) -> str:
     """What the chart deploy/helm/remoe needs to render this very release."""
-    return _text(
-        {
-            "namespace": release.namespace,
-            "topology": release.topology,
-            "objects": [{**one} for one in release.objects],
-        }
-    )
+    return _text({"namespace": release.namespace, "objects": release.objects})

@@ -24,7 +24,7 @@ _MANAGED = (
     ("", "configmaps", ("get", "list", "create", "patch", "delete")),
     ("", "secrets", ("get", "list", "create", "delete")),
     ("", "serviceaccounts", ("get", "list", "create", "patch", "delete")),
-    ("", "pods", ("list",)),
+    ("", "pods", ("list", "watch")),  # watch: nobody may grant what they lack
     ("networking.k8s.io", "networkpolicies", ("get", "list", "create", "patch", "delete")),
     ("rbac.authorization.k8s.io", "roles", ("get", "list", "create", "patch", "delete")),
     ("rbac.authorization.k8s.io", "rolebindings", ("get", "list", "create", "patch", "delete")),
