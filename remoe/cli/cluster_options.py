@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -219,7 +220,9 @@ def _planned(
         )
     experts, layers = plan.partition.experts, plan.partition.layers
     remote = max((len(plan.partition.remote[layer]) for layer in range(layers)), default=0)
-    return replace(options, remote_ratio=remote / experts, exact_ratio=True), plan
+    # Rounded up in the sixth place, for the planner rounds down to whole experts.
+    ratio = min(1.0, math.ceil(1e6 * remote / experts) / 1e6)
+    return replace(options, remote_ratio=ratio, exact_ratio=True), plan
 
 
 def describes_release(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 if TYPE_CHECKING:
     from knative.deployment import DeploymentOptions
@@ -27,7 +31,6 @@ def preview_plan(
     from knative.deployment import default_deployment
     from planner.config import PlannerSettings
     from planner.planning import Planner
-    from remoe.logs import configure_logging
     from remoe.planning_messages import PreviewRequest
 
     deployment = default_deployment(options)
@@ -41,29 +44,34 @@ def preview_plan(
     shared = {name: value for name, value in env.items() if name == "REMOE_PRICES"}
     urls = {spec.name: f"http://{spec.name}" for spec in deployment.functions}
     topology = deployment.topology(urls)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "topology.json"
         topology.save(path)
         settings = PlannerSettings.model_validate(
             {"REMOE_TOPOLOGY": path, "predictor": "mean", **given, **shared}
         )
-        configure_logging("deploy", "error")  # what the service would log is nobody's here
         planner = Planner.load(settings)
         planner.claim()
-        try:
-            return planner.preview(
-                PreviewRequest(
-                    model=topology.model,
-                    prompt_tokens=[0],
-                    prompt_length=prompt_tokens,
-                    decode_tokens=float(output_tokens),
-                    max_new_tokens=output_tokens,
-                    slo=slo,
-                    ratio=options.remote_ratio,
-                    rule="cost",
-                )
+        return planner.preview(
+            PreviewRequest(
+                model=topology.model,
+                prompt_tokens=[0],
+                prompt_length=prompt_tokens,
+                decode_tokens=float(output_tokens),
+                max_new_tokens=output_tokens,
+                slo=slo,
+                ratio=options.remote_ratio,
+                rule="cost",
             )
-        finally:
-            close = getattr(planner.history, "close", None)
-            if close is not None:
-                close()
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the service would log is nobody's here, errors excepted."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("error"))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
