@@ -6,9 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt
 ARGS ?=
+# `make images`: what builds them, what they are called, and more arguments for the builder.
+BUILDER ?= $(shell command -v buildah >/dev/null && echo buildah build --layers || echo docker build)
+IMAGE_PREFIX ?= kind.local/remoe-
+IMAGE_TAG ?= v1
+IMAGE_ARGS ?=
+IMAGES := gateway planner main expert
 
 .DEFAULT_GOAL := help
-.PHONY: help run setup test test-fast lint format docs clean
+.PHONY: help run setup test test-fast lint format docs images $(IMAGES:%=image-%) clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +42,12 @@ format: $(VENV)/.dev ## Format and fix what can be fixed
 
 docs: $(VENV)/.dev ## Update the generated parts of the documentation
 	$(BIN)/python docs/update.py
+
+images: $(IMAGES:%=image-%) ## Build the container images (docs/images.md)
+
+$(IMAGES:%=image-%): image-%:
+	$(BUILDER) $(IMAGE_ARGS) --tag $(IMAGE_PREFIX)$*:$(IMAGE_TAG) \
+		--file deploy/images/$*.Containerfile .
 
 clean: ## Remove the virtual environment and caches (the built model stays in ~/.cache/remoe)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,9 +25,10 @@ from evaluation.page_cache import cached_share, drop, warm
 from evaluation.results import Cell, Comparison, Picture, Series, TableResult
 from evaluation.workbench import Workbench
 from loadgen.plots.style import COLOURS, figure, label
+from main_model_fn.call_times import expert_call
 from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
-from remoe.cli.hardware.functions import FunctionProcess, call_of, layers_env
+from remoe.cli.hardware.functions import FunctionProcess, layers_env
 from remoe.errors import SettingsError
 
 __all__ = ["make"]
@@ -187,7 +188,7 @@ def _expert_function(model_dir: Path, folder: Path) -> dict[str, float]:
         transport = HttpTransport(function.topology, timeout_s=30.0)
         try:
             before = time.perf_counter()
-            transport.send(call_of(checkpoint, checkpoint.moe_layers[0], 1)).result()
+            transport.send(expert_call(checkpoint, checkpoint.moe_layers[0], 1)).result()
             first_s = time.perf_counter() - before
         finally:
             transport.close()

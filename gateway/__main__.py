@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from fastapi import FastAPI
-
-from gateway.app import create_app
-from gateway.config import GatewaySettings
 from remoe.errors import RemoeError
-from remoe.lifecycle import loopback_only, serve_asgi
+from remoe.lifecycle import loopback_only, serve_asgi, watch_lifeline
 from remoe.logs import configure_logging
 from remoe.tracing import tracing
+
+watch_lifeline()  # before the second that importing the rest takes
+
+from fastapi import FastAPI  # noqa: E402
+
+from gateway.app import create_app  # noqa: E402
+from gateway.config import GatewaySettings  # noqa: E402
 
 
 def main() -> None:

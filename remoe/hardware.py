@@ -17,6 +17,7 @@ from remoe.errors import SettingsError
 
 __all__ = [
     "AllocationCurve",
+    "CallTimes",
     "ColdStart",
     "ExpertRows",
     "ExponentialFit",
@@ -143,6 +144,26 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
 
     phases: dict[str, Spread]
     total: Spread
+
+
+class CallTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """t^rem: what a warm call takes beside computing, and how that grows with what it carries."""
+
+    invocation: Spread
+    bandwidth_bytes_per_s: float
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `python -m main_model_fn.call_times` printed; raises SettingsError."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except OSError as error:
+            raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            raise SettingsError(
+                f"{path} does not hold times of calls: {error}. "
+                "`python -m main_model_fn.call_times` in a main function's container prints them."
+            ) from error
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):

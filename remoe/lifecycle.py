@@ -102,8 +102,12 @@ def loopback_only() -> bool:
 def watch_lifeline() -> None:
     """Exit soon after the supervisor is gone: SIGTERM to self, then a hard exit after 5 s.
 
-    Call it before slow imports. Does nothing without REMOE_LIFELINE_FD, or when called again.
+    Call it before slow imports. A container, where there is no REMOE_LIFELINE_FD, ends with its
+    first process, and the kernel drops that one's SIGTERM unless it has a handler: it gets one,
+    until the server installs its own. Does nothing when called again.
     """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     value = os.environ.get(LIFELINE_VARIABLE)
     if value is None:
         return

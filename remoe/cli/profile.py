@@ -194,6 +194,14 @@ def hardware(
     seconds: Annotated[
         float, typer.Option(help="Spent on each time of an expert.", min=0.05, max=60)
     ] = 0.7,
+    calls: Annotated[
+        Path | None,
+        typer.Option(
+            help="Times of calls that were measured on a cluster, by `python -m "
+            "main_model_fn.call_times` in its main function's container.",
+            show_default="measured here",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the profile into this file (.png, .svg, .pdf).")
     ] = None,
@@ -216,15 +224,18 @@ def hardware(
     from remoe.cli.hardware.plot import draw
     from remoe.cli.hardware.table import profile_table
     from remoe.cli.model import built_model
+    from remoe.hardware import CallTimes
     from remoe.home import remoe_home
 
     folder = (model_dir or built_model()).absolute()
     console = Console(stderr=True)
+    measured_calls = CallTimes.load(calls) if calls else None
     profile = measure_hardware(
         folder,
         model_name(folder),
         seconds=seconds,
         report=lambda stage: console.print(f"measuring: {stage}", style="dim"),
+        calls=measured_calls,
     )
     path = profile.save(remoe_home())
     if plot is not None:

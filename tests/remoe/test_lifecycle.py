@@ -210,3 +210,30 @@ def test_an_idle_replica_is_silent(inbox: Inbox) -> None:
         inbox.next()
     in_flight.close()
     notifier.close()
+
+
+def test_sigterm_ends_a_containers_first_process_while_it_still_imports() -> None:
+    isolated = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    try:
+        subprocess.run([*isolated, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no process namespaces here: unshare is missing or not allowed")
+    program = """
+import os, time
+from remoe.lifecycle import watch_lifeline
+assert os.getpid() == 1
+watch_lifeline()
+print(flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(
+        [*isolated, sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT
+    ) as outer:
+        try:
+            assert outer.stdout is not None
+            outer.stdout.readline()
+            children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+            os.kill(int(children.read_text(encoding="ascii")), signal.SIGTERM)
+            assert outer.wait(timeout=_DEADLINE_S) == 0
+        finally:
+            outer.kill()

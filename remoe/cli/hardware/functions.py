@@ -9,27 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
+from main_model_fn.call_times import expert_call, measure_calls
 from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
-from remoe.expert_call import ExpertCall
-from remoe.hardware import ColdStart, Spread
+from remoe.hardware import CallTimes, ColdStart, Spread
 from remoe.topology import ExpertEndpoint, Topology
 
 __all__ = [
-    "CallTimes",
     "FunctionProcess",
-    "call_of",
     "layers_env",
-    "measure_calls",
     "measure_expert_cold_start",
+    "measure_local_calls",
     "measure_main_cold_start",
 ]
 
@@ -142,60 +137,15 @@ class FunctionProcess:
         self._listener.close()
 
 
-@dataclass(frozen=True, slots=True)
-class CallTimes:
-    """What a warm call takes beside computing, and how its time grows with what it carries."""
-
-    invocation: Spread
-    bandwidth_bytes_per_s: float
-
-
-def call_of(checkpoint: Checkpoint, layer: int, rows: int) -> ExpertCall:
-    """So many rows for a layer's first expert."""
-    return ExpertCall(
-        model_digest=checkpoint.digest,
-        layer=layer,
-        dtype="bfloat16",
-        rows=rows,
-        hidden=bytes(2 * rows * checkpoint.hidden_size),
-        experts=[0],
-        offsets=[0, rows],
-        row_index=np.arange(rows, dtype="<i4").tobytes(),
-        gate=np.ones(rows, "<f4").tobytes(),
-    )
-
-
-def measure_calls(model_dir: Path, *, calls: int = 400) -> CallTimes:
-    """Call an expert function as the main function does, with one row and with many, in turns."""
+def measure_local_calls(model_dir: Path) -> CallTimes:
+    """Call an expert function of our own as the main function does, with nothing in between."""
     checkpoint = Checkpoint.open(model_dir)
-    layer = checkpoint.moe_layers[0]
-    many = 128
-    took: dict[int, list[float]] = {1: [], many: []}
     with (
         tempfile.TemporaryDirectory() as folder,
         FunctionProcess("expert_fn", model_dir, Path(folder), layers_env(checkpoint)) as function,
     ):
         function.start()
-        # Not hedged: a second call would be measured with the first.
-        transport = HttpTransport(function.topology, timeout_s=30.0, hedge_floor_s=30.0)
-        try:
-            for index in range(calls + 20):
-                for rows in (1, many) if index % 4 == 0 else (1,):
-                    call = call_of(checkpoint, layer, rows)
-                    before = time.perf_counter()
-                    result = transport.send(call).result()
-                    spent = time.perf_counter() - before - result.busy_s
-                    if index >= 20:
-                        took[rows].append(spent)
-        finally:
-            transport.close()
-    row_bytes = 6 * checkpoint.hidden_size  # 2 bytes a number there, 4 back
-    slope_s = (float(np.median(took[many])) - float(np.median(took[1]))) / (many - 1)
-    return CallTimes(
-        invocation=Spread.of(took[1]),
-        # Loopback may be too fast to see: then the payload costs nothing that is measurable.
-        bandwidth_bytes_per_s=row_bytes / max(slope_s, row_bytes / 100e9),
-    )
+        return measure_calls(function.topology)
 
 
 def measure_expert_cold_start(model_dir: Path, *, starts: int = 5) -> ColdStart:
@@ -211,7 +161,7 @@ def measure_expert_cold_start(model_dir: Path, *, starts: int = 5) -> ColdStart:
                 process.append(function.start())
                 transport = HttpTransport(function.topology, timeout_s=30.0)
                 before = time.perf_counter()
-                transport.send(call_of(checkpoint, layer, 1)).result()
+                transport.send(expert_call(checkpoint, layer, 1)).result()
                 first.append(time.perf_counter() - before)
                 transport.close()
     total = [a + b for a, b in zip(process, first, strict=True)]

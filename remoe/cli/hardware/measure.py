@@ -12,12 +12,12 @@ from main_model_fn.dense_speed import measure_dense
 from remoe.checkpoint import Checkpoint
 from remoe.cli.hardware.allocations import allocations_of, measure_expert_speed
 from remoe.cli.hardware.functions import (
-    measure_calls,
     measure_expert_cold_start,
+    measure_local_calls,
     measure_main_cold_start,
 )
 from remoe.experts import ExpertId
-from remoe.hardware import AllocationCurve, ExpertRows, HardwareProfile
+from remoe.hardware import AllocationCurve, CallTimes, ExpertRows, HardwareProfile
 from remoe.kernel.interface import open_kernel
 
 __all__ = ["measure_hardware"]
@@ -28,9 +28,17 @@ _READ_BYTES = 64 << 20
 
 
 def measure_hardware(
-    model_dir: Path, model: str, *, seconds: float, report: Callable[[str], None]
+    model_dir: Path,
+    model: str,
+    *,
+    seconds: float,
+    report: Callable[[str], None],
+    calls: CallTimes | None = None,
 ) -> HardwareProfile:
-    """Measure for about a minute; `seconds` is spent on each expert time."""
+    """Measure for about a minute; `seconds` is spent on each expert time.
+
+    `calls` are those of a cluster, measured there; without them local ones are measured.
+    """
     checkpoint = Checkpoint.open(model_dir)
     cores = len(os.sched_getaffinity(0))
     shares = allocations_of(cores)
@@ -38,8 +46,9 @@ def measure_hardware(
     for share in shares:
         report(f"experts on {share:g} vCPUs")
         by_share.append(measure_expert_speed(model_dir, share, _EXPERT_ROWS, seconds=seconds))
-    report("calls of an expert function")
-    calls = measure_calls(model_dir)
+    if calls is None:
+        report("calls of an expert function")
+        calls = measure_local_calls(model_dir)
     report("cold starts of an expert function")
     expert_cold_start = measure_expert_cold_start(model_dir)
     report("cold starts of the main function")
