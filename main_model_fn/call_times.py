@@ -20,6 +20,7 @@ from remoe.checkpoint import Checkpoint
 from remoe.errors import RemoeError
 from remoe.expert_call import ExpertCall
 from remoe.hardware import CallTimes, Spread
+from remoe.logs import configure_logging
 from remoe.topology import Topology
 
 __all__ = ["expert_call", "measure_calls"]
@@ -79,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure warm calls of an expert function.")
     parser.add_argument("--calls", type=int, default=400, help="default: %(default)s")
     given = parser.parse_args()
+    configure_logging("call_times", "warning")  # to standard error: the output is for a file
     try:
         topology = Topology.load(Path(os.environ.get("REMOE_TOPOLOGY", "topology.json")))
         times = measure_calls(topology, calls=given.calls)

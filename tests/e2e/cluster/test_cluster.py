@@ -1,0 +1,249 @@
+"""Remoe on a real cluster: from nothing to an answer, through changes and faults, to nothing.
+
+The tests build on each other and run in this order. Times come with `--junitxml`, as properties.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from main_model_fn.call_times import expert_call
+from remoe.checkpoint import Checkpoint
+from remoe.expert_call import CONTENT_TYPE, PATH
+from tests.e2e.cluster.asking import PROMPTS, Answer, answer
+from tests.e2e.cluster.conftest import WINDOW_S
+from tests.e2e.cluster.kubernetes import Cluster
+
+Record = Callable[[str, object], None]
+Options = tuple[str, ...]
+_ZERO_FLAG = "allow-zero-initial-scale"
+_CLAIM_FLAG = "kubernetes.podspec-persistent-volume-claim"
+# From the last request to zero: the window, Knative's grace of 30 s at most, and the drain.
+_TO_ZERO_S = WINDOW_S + 60
+
+
+def asked(cluster: Cluster, prompt: str, **how: object) -> Answer:
+    with cluster.client("gateway") as client:
+        return answer(client, prompt, **how)  # type: ignore[arg-type]
+
+
+def generations(cluster: Cluster) -> dict[str, str]:
+    """The newest Revision of each Service."""
+    return {
+        service["metadata"]["name"]: service["status"]["latestCreatedRevisionName"]
+        for service in cluster.services()
+    }
+
+
+@pytest.fixture
+def lacking(cluster: Cluster) -> Iterator[None]:
+    """Serving as it is installed: without the flags that Remoe needs. They are on afterwards."""
+    flags = {"config-features": (_CLAIM_FLAG, "enabled"), "config-autoscaler": (_ZERO_FLAG, "true")}
+
+    def patch(name: str, key: str, value: str | None) -> None:
+        data = json.dumps({"data": {key: value}})
+        cluster.kubectl(
+            *("patch", "configmap", name, "-n", "knative-serving"), *("--type", "merge", "-p", data)
+        )
+
+    for name, (key, _) in flags.items():
+        patch(name, key, None)
+    yield
+    for name, (key, value) in flags.items():
+        patch(name, key, value)
+
+
+@pytest.mark.usefixtures("lacking")
+def test_preflight_names_what_is_missing_and_its_patches_mend_it(
+    cluster: Cluster, options: Options
+) -> None:
+    first = cluster.remoe("preflight", *options, check=False)
+    assert first.returncode == 1
+    lines = first.stdout.splitlines()
+    missing = [line for line in lines if line.lstrip().startswith("MISSING")]
+    assert len(missing) == 2, first.stdout
+    assert _CLAIM_FLAG in first.stdout
+    assert _ZERO_FLAG in first.stdout
+    for line in lines:
+        if line.lstrip().startswith("kubectl patch"):
+            subprocess.run(shlex.split(line.partition("  (or")[0]), check=True, timeout=60)
+    second = cluster.remoe("preflight", *options, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    dry = cluster.remoe("deploy", *options, "--dry-run")
+    assert "nothing was changed" in dry.stdout
+    assert cluster.services() == []
+
+
+def test_from_nothing_to_the_first_token_and_back_to_zero(
+    cluster: Cluster, deployed_s: float, record_property: Record
+) -> None:
+    assert cluster.all_ready()
+    assert cluster.experts_asleep()
+    cold = asked(cluster, PROMPTS[0])
+    assert cold.finish is not None
+    assert cold.x_remoe["remote_calls"] > 0
+    assert cold.x_remoe["cold_start"]["experts_ms"] > 0
+    assert not cluster.experts_asleep()
+    warm = asked(cluster, PROMPTS[0])
+    assert warm.text == cold.text
+    assert warm.x_remoe["cold_start_ms"] == 0
+    to_zero_s = cluster.wait_for(cluster.experts_asleep, within_s=_TO_ZERO_S)
+    for name, value in (
+        ("deploy_s", deployed_s),
+        ("cold_first_token_s", cold.first_s),
+        ("cold_start", cold.x_remoe["cold_start"]),
+        ("warm_first_token_s", warm.first_s),
+        ("warm_token_ms", warm.x_remoe["tpot_ms"]),
+        ("experts_at_zero_after_s", to_zero_s),
+    ):
+        record_property(name, value)
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_answers_are_those_of_the_local_runtime(
+    cluster: Cluster, local_answers: dict[str, str]
+) -> None:
+    assert {prompt: asked(cluster, prompt).text for prompt in PROMPTS} == local_answers
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_deploying_the_same_again_makes_no_revision(cluster: Cluster, options: Options) -> None:
+    before = generations(cluster)
+    assert "Nothing would change" in cluster.remoe("diff", *options, "--exit-code").stdout
+    cluster.remoe("deploy", *options)
+    assert generations(cluster) == before
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_an_expert_functions_pod_deleted_in_mid_answer_changes_nothing(
+    cluster: Cluster, local_answers: dict[str, str], record_property: Record
+) -> None:
+    asked(cluster, PROMPTS[1])  # all are awake
+    victim = next(name for name in cluster.names("expert") if cluster.ready_pods(name))
+    killer: list[threading.Thread] = []
+
+    def kill(pieces: int) -> None:
+        if pieces == 5:
+            names = [pod["metadata"]["name"] for pod in cluster.pods(victim)]
+            now = ("--grace-period=0", "--force", "--wait=false")
+            killer.append(
+                threading.Thread(target=cluster.kubectl, args=("delete", "pod", *names, *now))
+            )
+            killer[0].start()
+
+    struck = asked(cluster, PROMPTS[1], on_piece=kill)
+    killer[0].join()
+    assert struck.text == local_answers[PROMPTS[1]]
+    record_property("retries", struck.x_remoe["remote_retries"])
+    record_property("fallbacks", struck.x_remoe["local_fallbacks"])
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_a_new_plan_drops_no_stream_and_rollback_restores(
+    cluster: Cluster,
+    options: Options,
+    local_answers: dict[str, str],
+    record_property: Record,
+) -> None:
+    tighter = (*options, "--remote-ratio", "0.25")
+    before = generations(cluster)
+    shown = cluster.remoe("diff", *tighter, "--exit-code", check=False)
+    assert shown.returncode == 1
+    assert "main" in shown.stdout
+    assert generations(cluster) == before
+    running = threading.Barrier(5, timeout=120)
+
+    def stream(prompt: str) -> Answer:
+        return asked(cluster, prompt, on_piece=lambda count: count == 1 and running.wait() and None)
+
+    with ThreadPoolExecutor(4) as streams:
+        answers = [streams.submit(stream, prompt) for prompt in PROMPTS]
+        running.wait()
+        began = time.monotonic()
+        cluster.remoe("deploy", *tighter)
+        record_property("replan_s", time.monotonic() - began)
+        texts = [future.result().text for future in answers]
+    assert texts == [local_answers[prompt] for prompt in PROMPTS]
+    changed = generations(cluster)
+    assert changed != before
+    assert asked(cluster, PROMPTS[0]).text == local_answers[PROMPTS[0]]
+    cluster.remoe("rollback")
+    assert "Nothing would change" in cluster.remoe("diff", *options).stdout
+    assert asked(cluster, PROMPTS[0]).text == local_answers[PROMPTS[0]]
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_a_burst_scales_an_expert_function_to_its_most_and_back(
+    cluster: Cluster, model_dir: Path, record_property: Record
+) -> None:
+    name = cluster.names("expert")[0]
+    (service,) = (one for one in cluster.services("expert") if one["metadata"]["name"] == name)
+    annotations = service["spec"]["template"]["metadata"]["annotations"]
+    most = int(annotations["autoscaling.knative.dev/max-scale"])
+    url, headers = cluster.address_of(name)
+    headers |= {"content-type": CONTENT_TYPE, **expert_token(cluster)}
+    checkpoint = Checkpoint.open(model_dir)
+    body = msgspec.msgpack.encode(expert_call(checkpoint, checkpoint.moe_layers[0], 512))
+    enough = threading.Event()
+
+    def keep_calling(_: int) -> set[int]:
+        statuses = set()
+        with httpx.Client(timeout=120) as client:
+            while not enough.is_set():
+                reply = client.post(url + PATH, content=body, headers=headers)
+                statuses.add(reply.status_code)
+        return statuses
+
+    with ThreadPoolExecutor(20) as burst:
+        calls = [burst.submit(keep_calling, index) for index in range(20)]
+        try:
+            scaled_s = cluster.wait_for(lambda: cluster.ready_pods(name) == most, within_s=120)
+        finally:
+            enough.set()
+        assert set().union(*(call.result() for call in calls)) == {200}
+    back_s = cluster.wait_for(lambda: not cluster.pods(name), within_s=_TO_ZERO_S + 30)
+    record_property("burst_to_max_s", scaled_s)
+    record_property("burst_to_zero_s", back_s)
+
+
+def expert_token(cluster: Cluster) -> dict[str, str]:
+    encoded = cluster.kubectl("get", "secret", "remoe-expert-token", "-o", "jsonpath={.data.token}")
+    return {"authorization": f"Bearer {base64.b64decode(encoded).decode()}"}
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_twenty_requests_at_once_are_all_answered(
+    cluster: Cluster, local_answers: dict[str, str]
+) -> None:
+    with ThreadPoolExecutor(20) as burst:
+        texts = list(burst.map(lambda index: asked(cluster, PROMPTS[index % 4]).text, range(20)))
+    assert texts == [local_answers[PROMPTS[index % 4]] for index in range(20)]
+
+
+@pytest.mark.usefixtures("deployed_s")
+def test_destroy_leaves_nothing(cluster: Cluster, record_property: Record) -> None:
+    began = time.monotonic()
+    cluster.remoe("destroy", "--yes")
+    record_property("destroy_s", time.monotonic() - began)
+    kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
+    kinds = [kind for kind in kinds if not kind.startswith("events")]
+    left = cluster.get(",".join(kinds), "--ignore-not-found")
+    names = {f"{one['kind']} {one['metadata']['name']}" for one in left}
+    # What every namespace has, and the claim that was here before.
+    assert names <= {
+        "ConfigMap kube-root-ca.crt",
+        "ServiceAccount default",
+        "PersistentVolumeClaim remoe-models",
+    }
