@@ -23,10 +23,13 @@ def load_cv(loads: NDArray[np.float64], replicas: NDArray[np.intp]) -> float:
     Population deviation (ours: the paper does not say which). 0 without any load. Experts without
     a replica must have no load.
     """
-    total, count = float(loads.sum()), int(replicas.sum())
-    if total == 0:
+    count = int(replicas.sum())
+    largest = float(loads.max(initial=0.0))
+    if largest == 0:
         return 0.0
-    squares = float((loads**2 / np.maximum(replicas, 1)).sum())
+    relative = loads / largest  # the square of a tiny load would be 0
+    total = float(relative.sum())
+    squares = float((relative**2 / np.maximum(replicas, 1)).sum())
     return float(np.sqrt(max(0.0, count * squares / total**2 - 1)))
 
 

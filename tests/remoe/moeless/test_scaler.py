@@ -115,3 +115,8 @@ def test_memory_cap_counts_added_replicas_only() -> None:
 def test_a_load_that_is_no_count_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="count the tokens"):
         scale(_loads(1, bad), most_added=1)
+
+
+def test_loads_too_small_to_be_squared_vary_like_others() -> None:
+    tiny = _loads(3e-200, 1e-200)
+    assert load_cv(tiny, np.array([1, 1])) == pytest.approx(0.5)
