@@ -103,7 +103,7 @@ def unmodified(tiny_model_dir: Path) -> PreTrainedModel:
     batch=st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(0, 999)),
 )
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
