@@ -116,7 +116,7 @@ def test_only_a_main_function_at_zero_waits_for_the_plan(
     stack.planner.answer_gate = Gate()
     with httpx.stream("POST", f"{url}/v1/completions", json=prompt, timeout=20) as warm:
         lines = (line for line in warm.iter_lines() if line.startswith("data: "))
-        assert "which" in next(lines)
+        assert '"finish_reason":null' in next(lines)  # however much of the text has come
         stack.planner.answer_gate.open()
         *_, last, done = lines
     assert done == "data: [DONE]"
