@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.residency import ResidentMeter
-from gateway.runtime_watch import RuntimeWatch
+from gateway.runtime_watch import RuntimeWatch, supervisor_says
 from remoe.topology import Topology
 from tests.gateway.conftest import Stack
 
@@ -31,7 +31,7 @@ def test_the_prediction_travels_with_the_request_in_joint_mode_alone(
 
 
 def test_the_watch_knows_whether_a_function_serves(topology: Topology) -> None:
-    watch = RuntimeWatch(Path("/nowhere"), ResidentMeter(topology))
+    watch = RuntimeWatch(supervisor_says(Path("/nowhere")), ResidentMeter(topology))
     assert not watch.is_ready(topology.main_url)
     functions = [SimpleNamespace(url=topology.main_url, ready=1)]
     watch.latest = SimpleNamespace(functions=functions)  # type: ignore[assignment]
