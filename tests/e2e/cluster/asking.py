@@ -34,7 +34,7 @@ def answer(
     client: openai.OpenAI,
     prompt: str,
     *,
-    tokens: int = 32,
+    tokens: int = 24,
     on_piece: Callable[[int], None] = lambda count: None,
 ) -> Answer:
     """Stream one greedy chat answer; `on_piece` is told how many pieces have come so far."""

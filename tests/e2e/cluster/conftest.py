@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from tests.e2e.platform import Platform
 NAMESPACE = os.environ.get("REMOE_E2E_NAMESPACE", "remoe-e2e")
 CLAIM = "remoe-models"
 WINDOW_S = 12
+Record = Callable[[str, object], None]
+_MEASURED: dict[str, object] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +50,19 @@ def _missing() -> str | None:
     return f"the cluster does not answer: {probe.stderr}" if probe.returncode else None
 
 
+@pytest.fixture
+def record() -> Record:
+    """Keep a measured value, for the summary at the end."""
+    return _MEASURED.__setitem__
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _MEASURED:
+        terminalreporter.section("measured on the cluster")
+    for name, value in _MEASURED.items():
+        terminalreporter.line(f"{name}: {value}")
+
+
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """The default model; its folder must be reachable at the same path on the node."""
@@ -55,17 +70,17 @@ def model_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(model_dir: Path) -> Iterator[Cluster]:
+def cluster(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An empty namespace that holds pods to the restricted standard, and a claim on the model."""
-    cluster = Cluster(NAMESPACE)
+    cluster = Cluster(NAMESPACE, tmp_path_factory.mktemp("home"))
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
     cluster.kubectl("delete", "pv", f"{NAMESPACE}-models", "--ignore-not-found", "--wait")
     objects = json.dumps({"apiVersion": "v1", "kind": "List", "items": _volume(model_dir)})
     # The server checks them; kubectl's own check fetches a schema that takes seconds to make.
     cluster.kubectl("apply", "--validate=false", "-f", "-", stdin=objects)
     yield cluster
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait")
-    cluster.kubectl("delete", "pv", f"{NAMESPACE}-models", "--wait")
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    cluster.kubectl("delete", "pv", f"{NAMESPACE}-models", "--wait=false")
 
 
 def _volume(model_dir: Path) -> list[Json]:

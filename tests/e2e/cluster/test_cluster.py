@@ -1,6 +1,6 @@
 """Remoe on a real cluster: from nothing to an answer, through changes and faults, to nothing.
 
-The tests build on each other and run in this order. Times come with `--junitxml`, as properties.
+The tests build on each other and run in this order; what they measure is listed at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,15 +23,14 @@ from main_model_fn.call_times import expert_call
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, PATH
 from tests.e2e.cluster.asking import PROMPTS, Answer, answer
-from tests.e2e.cluster.conftest import WINDOW_S
+from tests.e2e.cluster.conftest import WINDOW_S, Record
 from tests.e2e.cluster.kubernetes import Cluster
 
-Record = Callable[[str, object], None]
 Options = tuple[str, ...]
 _ZERO_FLAG = "allow-zero-initial-scale"
 _CLAIM_FLAG = "kubernetes.podspec-persistent-volume-claim"
-# From the last request to zero: the window, Knative's grace of 30 s at most, and the drain.
-_TO_ZERO_S = WINDOW_S + 60
+# From the last request to zero: the window, Knative's grace of 30 s, and a slow machine.
+_TO_ZERO_S = WINDOW_S + 120
 
 
 def asked(cluster: Cluster, prompt: str, **how: object) -> Answer:
@@ -87,7 +86,7 @@ def test_preflight_names_what_is_missing_and_its_patches_mend_it(
 
 
 def test_from_nothing_to_the_first_token_and_back_to_zero(
-    cluster: Cluster, deployed_s: float, record_property: Record
+    cluster: Cluster, deployed_s: float, record: Record
 ) -> None:
     assert cluster.all_ready()
     assert cluster.experts_asleep()
@@ -108,7 +107,7 @@ def test_from_nothing_to_the_first_token_and_back_to_zero(
         ("warm_token_ms", warm.x_remoe["tpot_ms"]),
         ("experts_at_zero_after_s", to_zero_s),
     ):
-        record_property(name, value)
+        record(name, value)
 
 
 @pytest.mark.usefixtures("deployed_s")
@@ -128,7 +127,7 @@ def test_deploying_the_same_again_makes_no_revision(cluster: Cluster, options: O
 
 @pytest.mark.usefixtures("deployed_s")
 def test_an_expert_functions_pod_deleted_in_mid_answer_changes_nothing(
-    cluster: Cluster, local_answers: dict[str, str], record_property: Record
+    cluster: Cluster, local_answers: dict[str, str], record: Record
 ) -> None:
     asked(cluster, PROMPTS[1])  # all are awake
     victim = next(name for name in cluster.names("expert") if cluster.ready_pods(name))
@@ -146,8 +145,8 @@ def test_an_expert_functions_pod_deleted_in_mid_answer_changes_nothing(
     struck = asked(cluster, PROMPTS[1], on_piece=kill)
     killer[0].join()
     assert struck.text == local_answers[PROMPTS[1]]
-    record_property("retries", struck.x_remoe["remote_retries"])
-    record_property("fallbacks", struck.x_remoe["local_fallbacks"])
+    record("retries", struck.x_remoe["remote_retries"])
+    record("fallbacks", struck.x_remoe["local_fallbacks"])
 
 
 @pytest.mark.usefixtures("deployed_s")
@@ -155,7 +154,7 @@ def test_a_new_plan_drops_no_stream_and_rollback_restores(
     cluster: Cluster,
     options: Options,
     local_answers: dict[str, str],
-    record_property: Record,
+    record: Record,
 ) -> None:
     tighter = (*options, "--remote-ratio", "0.25")
     before = generations(cluster)
@@ -173,7 +172,7 @@ def test_a_new_plan_drops_no_stream_and_rollback_restores(
         running.wait()
         began = time.monotonic()
         cluster.remoe("deploy", *tighter)
-        record_property("replan_s", time.monotonic() - began)
+        record("replan_s", time.monotonic() - began)
         texts = [future.result().text for future in answers]
     assert texts == [local_answers[prompt] for prompt in PROMPTS]
     changed = generations(cluster)
@@ -186,7 +185,7 @@ def test_a_new_plan_drops_no_stream_and_rollback_restores(
 
 @pytest.mark.usefixtures("deployed_s")
 def test_a_burst_scales_an_expert_function_to_its_most_and_back(
-    cluster: Cluster, model_dir: Path, record_property: Record
+    cluster: Cluster, model_dir: Path, record: Record
 ) -> None:
     name = cluster.names("expert")[0]
     (service,) = (one for one in cluster.services("expert") if one["metadata"]["name"] == name)
@@ -214,8 +213,8 @@ def test_a_burst_scales_an_expert_function_to_its_most_and_back(
             enough.set()
         assert set().union(*(call.result() for call in calls)) == {200}
     back_s = cluster.wait_for(lambda: not cluster.pods(name), within_s=_TO_ZERO_S + 30)
-    record_property("burst_to_max_s", scaled_s)
-    record_property("burst_to_zero_s", back_s)
+    record("burst_to_max_s", scaled_s)
+    record("burst_to_zero_s", back_s)
 
 
 def expert_token(cluster: Cluster) -> dict[str, str]:
@@ -233,17 +232,14 @@ def test_twenty_requests_at_once_are_all_answered(
 
 
 @pytest.mark.usefixtures("deployed_s")
-def test_destroy_leaves_nothing(cluster: Cluster, record_property: Record) -> None:
+def test_destroy_leaves_nothing(cluster: Cluster, record: Record) -> None:
     began = time.monotonic()
     cluster.remoe("destroy", "--yes")
-    record_property("destroy_s", time.monotonic() - began)
+    record("destroy_s", time.monotonic() - began)
     kinds = cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
     kinds = [kind for kind in kinds if not kind.startswith("events")]
     left = cluster.get(",".join(kinds), "--ignore-not-found")
+    # What every namespace has (some kinds of Kubernetes put more certificates there), and the claim.
     names = {f"{one['kind']} {one['metadata']['name']}" for one in left}
-    # What every namespace has, and the claim that was here before.
-    assert names <= {
-        "ConfigMap kube-root-ca.crt",
-        "ServiceAccount default",
-        "PersistentVolumeClaim remoe-models",
-    }
+    names = {name for name in names if not (name.startswith("ConfigMap") and name.endswith(".crt"))}
+    assert names == {"ServiceAccount default", "PersistentVolumeClaim remoe-models"}
