@@ -14,25 +14,23 @@ import argparse
 import itertools
 import os
 import platform
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from evaluation.moeless_machine import ROWS, expert_seconds, route_seconds
 from loadgen.plots.style import BLUE, GREEN, GREY, ORANGE, RED, figure, label, legend, logarithmic
 from loadgen.readers.azure_llm import read_azure_trace
 from loadgen.trace import Selection
 from planner.moeless.hardware import ExpertMachine, fit_line
-from planner.moeless.policies import Eplb, ExpertParallel, Moeless, MoelessKnobs, Oracle, Policy
-from planner.moeless.simulation import Outcome, Setting, simulate
+from planner.moeless.policies import Policy
+from planner.moeless.simulation import Outcome, Setting
 from planner.moeless.token_routes import (
     TokenRoutes,
     plain_routes,
@@ -40,19 +38,16 @@ from planner.moeless.token_routes import (
     recorded_routes,
     synthetic_routes,
 )
-from planner.moeless.traffic import Batch, Step, make_batches, steps_of
+from planner.moeless.traffic import Batch, make_batches
+from planner.moeless.world import World
 from remoe.checkpoint import Checkpoint
 from remoe.cli.model import built_model
-from remoe.experts import ExpertId
-from remoe.kernel.interface import RoutedRows, open_kernel
-from remoe.moeless.baselines import moved_by_oracle
 from remoe.moeless.gates import GATES_FOLDER, GateCopies
 from remoe.moeless.placer import place
 from remoe.moeless.recording import Recording
 from remoe.moeless.scaler import scale
 
 Arrivals = Sequence[tuple[float, int, int]]
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ZIPFS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8, 1.0)
 KEEP_ALIVES_S = (1.0, 5.0, 20.0, 60.0)
@@ -77,52 +72,6 @@ def less(ours: float, theirs: float) -> str:
 
 
 # The machine
-
-
-def expert_seconds(checkpoint: Checkpoint, repeats: int = 12) -> NDArray[np.float64]:
-    """The least time of one expert for each of ROWS, another expert in each call, one thread."""
-    kernel = open_kernel(checkpoint.expert, "auto", activation=checkpoint.activation, threads=1)
-    turns = itertools.cycle(
-        [ExpertId(layer, index) for layer in checkpoint.moe_layers for index in range(8)][:128]
-    )
-    best = []
-    for rows in ROWS:
-        x = np.full((rows, checkpoint.hidden_size), 0.01, np.float32)
-        call = RoutedRows(x, [0, rows], np.arange(rows, dtype="<i4"), np.ones(rows, "<f4"))
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            kernel.weighted_sum([next(turns)], call)
-            times.append(time.perf_counter() - start)
-        best.append(min(times))
-    return np.array(best)
-
-
-def route_seconds(row_bytes: int, repeats: int = 30) -> float:
-    """What one more row adds to a message through a local socket, one way."""
-    sizes = np.array([16, 64, 256]) * row_bytes
-    ours, theirs = socket.socketpair()
-    total = int(sizes.sum()) * repeats
-
-    def drain() -> None:
-        left, buffer = total, bytearray(1 << 20)
-        while left:
-            left -= theirs.recv_into(buffer)
-
-    reader = threading.Thread(target=drain)
-    reader.start()
-    best = []
-    for size in sizes.tolist():
-        message, times = bytes(size), []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            ours.sendall(message)
-            times.append(time.perf_counter() - start)
-        best.append(min(times))
-    reader.join()
-    ours.close()
-    theirs.close()
-    return fit_line(sizes / row_bytes, np.array(best))[1]
 
 
 def measured_machine(options: argparse.Namespace, checkpoint: Checkpoint) -> ExpertMachine:
@@ -227,64 +176,6 @@ def draw_predictor(copies: GateCopies) -> Figure:
 
 
 # The simulation
-
-
-@dataclass
-class World:
-    """Traffic and routing to replay policies on."""
-
-    tokens: TokenRoutes
-    history: NDArray[np.float64]  # [layers, experts]: mean loads that EPLB begins with
-    batches: list[Batch]
-    setting: Setting
-    stride: int
-
-    def __post_init__(self) -> None:
-        self._steps: dict[int, list[list[Step]]] = {}
-
-    def run(self, policy: Policy, setting: Setting | None = None) -> Outcome:
-        setting = setting or self.setting
-        distance = setting.distance
-        if distance not in self._steps:
-            self._steps[distance] = [
-                list(steps_of(batch, self.tokens, distance=distance, stride=self.stride))
-                for batch in self.batches
-            ]
-        steps = {
-            batch.start_s: own
-            for batch, own in zip(self.batches, self._steps[distance], strict=True)
-        }
-        return simulate(self.batches, lambda batch: steps[batch.start_s], policy, setting)
-
-    @property
-    def knobs(self) -> MoelessKnobs:
-        room = self.setting.room
-        return MoelessKnobs(
-            gpus=self.setting.gpus,
-            most_added=self.tokens.experts,
-            room=None if room is None else [room] * self.setting.gpus,
-        )
-
-    def moeless(self, **changes: object) -> Moeless:
-        return Moeless(self.history, replace(self.knobs, **changes))  # type: ignore[arg-type]
-
-    def baselines(self) -> list[Policy]:
-        size = {
-            "layers": self.tokens.layers,
-            "experts": self.tokens.experts,
-            "gpus": self.setting.gpus,
-        }
-        eplb = Eplb(self.history, gpus=self.setting.gpus, redundant=self.tokens.experts)
-        return [ExpertParallel(**size), eplb, Oracle(**size)]
-
-    def skew(self) -> tuple[float, float]:
-        """The most loaded expert's share over an even one, and what an Oracle moves: prefills."""
-        prefills = [own[0].loads for own in next(iter(self._steps.values()))]
-        loads = np.concatenate(prefills)
-        return (
-            float((loads.max(axis=1) / loads.mean(axis=1)).mean()),
-            float(np.mean([moved_by_oracle(row) for row in loads])),
-        )
 
 
 def comparison(title: str, world: World, *, ours: dict[str, Policy]) -> dict[str, Outcome]:

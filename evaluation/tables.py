@@ -34,6 +34,7 @@ TABLES = (
     Table("cost", "Cost of a request", "evaluation.cost", "starts the platform on --port"),
     Table("cold-start", "Cold start by stage", "evaluation.cold_start", "starts functions"),
     Table("replay", "Real traffic, replayed", "evaluation.replay", "starts the platform on --port"),
+    Table("moeless", "Balanced experts under load", "evaluation.moeless"),
     Table("scaling", "Thousands of experts", "evaluation.scaling"),
 )
 

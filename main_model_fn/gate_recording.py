@@ -16,7 +16,7 @@ from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.experts_tap import tapped_experts
 from main_model_fn.prompt_sets import LabelledPrompt
 from remoe.checkpoint import Checkpoint
-from remoe.errors import CheckpointError
+from remoe.errors import CheckpointError, SettingsError
 from remoe.moeless.recording import Recording, RecordingFacts
 
 __all__ = ["model_gates", "record_gate_inputs", "record_model"]
@@ -69,6 +69,8 @@ def record_model(
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     encoded = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
     kept = [place for place, ids in enumerate(encoded) if len(ids) <= max_tokens]
+    if not kept:
+        raise SettingsError(f"no prompt has {max_tokens} tokens or fewer; allow longer ones")
     return record_gate_inputs(
         model.to(device).eval(),
         [encoded[place] for place in kept],

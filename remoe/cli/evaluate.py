@@ -14,7 +14,7 @@ def evaluate(
     tables: Annotated[
         list[str] | None,
         typer.Argument(
-            help="similarity, prediction, expert-time, cost, cold-start, replay, scaling.",
+            help="similarity, prediction, expert-time, cost, cold-start, replay, moeless, scaling.",
             show_default="all of them",
         ),
     ] = None,

@@ -1,0 +1,334 @@
+"""MoEless' experiments: layer time and cost by policy, predictor, distances, thresholds, ablation.
+
+Real routing of the model under test, replayed in the simulator on eight GPUs (papers.md B.2).
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from evaluation.moeless_machine import ROWS, expert_seconds, route_seconds
+from evaluation.results import Cell, Comparison, Picture, Series, TableResult
+from evaluation.workbench import Workbench
+from loadgen.corpus import read_corpus
+from loadgen.default_trace import DEFAULT_TRACE
+from loadgen.plots.style import BLUE, GREEN, GREY, ORANGE, RED, figure, label, legend, logarithmic
+from loadgen.readers import read_trace
+from loadgen.trace import Selection
+from planner.moeless.hardware import ExpertMachine, fit_line
+from planner.moeless.policies import Policy
+from planner.moeless.simulation import Outcome, Setting
+from planner.moeless.token_routes import plain_routes, predicted_routes, recorded_routes
+from planner.moeless.traffic import make_batches
+from planner.moeless.world import World
+from remoe.checkpoint import Checkpoint
+from remoe.moeless.gates import GateCopies
+from remoe.moeless.placer import place
+from remoe.moeless.recording import Recording
+from remoe.moeless.scaler import scale
+
+if TYPE_CHECKING:
+    from main_model_fn.prompt_sets import LabelledPrompt
+
+__all__ = ["make"]
+
+GPUS = 8
+_ROOM = 4  # replicas of a layer on a GPU
+_ATTACH_BYTES_PER_S = 5e9
+_PER_SET, _QUICK_PER_SET = 12, 1
+_MOST_CHARACTERS = 400  # of a shipped passage
+_DISTANCES = (1, 2, 3, 4, 5)
+_THRESHOLDS = (0.2, 0.4, 0.6, 0.8, 1.0)
+_TRACE = "AzureLLMInferenceTrace_conv.csv"
+_PARTS: dict[str, dict[str, object]] = {
+    "whole": {},
+    "without the predictor": {"predictor": False},
+    "without the scaler": {"scaler": False},
+    "without the placer": {"placer": False},
+    "without all three": {"predictor": False, "scaler": False, "placer": False},
+}
+_QUANTILES = tuple(range(0, 101, 5))
+
+
+class Replayed(msgspec.Struct, frozen=True):
+    """One policy's outcome; `quantiles_us` are layer times at each of `_QUANTILES` percent."""
+
+    name: str
+    layer_us: float
+    prefill_us: float
+    decode_us: float
+    proxy: float
+    executing: float
+    resident: float
+    replicas: float
+    cv: float
+    cold_share: float
+    quantiles_us: list[float]
+
+
+def make(bench: Workbench) -> TableResult:
+    copies, recording = _learned(bench)
+    world = _world(bench, copies, recording)
+    inputs = {"gates": copies.facts, "machine": repr(world.setting), "batches": len(world.batches)}
+
+    def replayed(name: str, runs: Iterable[tuple[str, World, Policy, Setting]]) -> list[Replayed]:
+        return bench.item(
+            name,
+            inputs,
+            lambda: [_figures(who, at.run(policy, how)) for who, at, policy, how in runs],
+            list[Replayed],
+        )
+
+    usual = world.setting
+    policies = {policy.name: policy for policy in [*world.baselines(), world.moeless()]}
+    main = replayed("policies", ((n, world, policy, usual) for n, policy in policies.items()))
+    parts = replayed("ablation", ((n, world, world.moeless(**c), usual) for n, c in _PARTS.items()))
+    distances = _distances(bench)
+    plain = recorded_routes(recording, plain_routes(recording, list(distances)))
+    unlearned = replace(world, tokens=plain.only(recording.held_out()))
+    sweep = replayed(
+        "distances",
+        (
+            (f"{distance}, {kind}", of, of.moeless(), replace(usual, distance=distance))
+            for distance in distances
+            for kind, of in (("kept copies", world), ("plain copies", unlearned))
+        ),
+    )
+    thresholds = replayed(
+        "thresholds",
+        ((f"{v:g}", world, world.moeless(cv_threshold=v), usual) for v in _THRESHOLDS),
+    )
+    overhead_ms = bench.item("scaler and placer", {"gpus": GPUS}, _overhead_ms, float)
+    return TableResult(
+        comparisons=_compared(main, copies, overhead_ms),
+        series=[
+            _series("policies", main),
+            _accuracy(copies),
+            _series("distances", sweep),
+            _series("thresholds", thresholds),
+            _series("ablation", parts),
+        ],
+        pictures=[_picture(main)],
+        notes=[
+            f"Simulated on {GPUS} GPUs: {usual.machine}.",
+            (
+                "Layer times are the paper's formula, in which replicas of one GPU compute side by "
+                "side; docs/moeless.md has them taking turns."
+            ),
+            (
+                f"{copies.facts.train_tokens:,} tokens to learn from, {copies.facts.test_tokens:,} of "
+                "other prompts replayed. Costs are against expert parallelism."
+            ),
+        ],
+    )
+
+
+def _distances(bench: Workbench) -> tuple[int, ...]:
+    return _DISTANCES[:1] if bench.options.quick else _DISTANCES
+
+
+def _learned(bench: Workbench) -> tuple[GateCopies, Recording]:
+    """What the model's gates were given and chose, and copies trained on it: made once."""
+    from main_model_fn.gate_recording import record_model
+    from main_model_fn.gate_training import make_gate_copies
+
+    options = bench.options
+    digest = Checkpoint.open(options.model_dir).digest
+    size = "quick" if options.quick else "whole"
+    folder = bench.folder / f"gates-{size}-{digest.removeprefix('sha256:')[:12]}"
+    kept = folder / "recording"
+    if not (folder / "done").exists():
+        bench.say("recording what the model's gates are given and choose")
+        recording = record_model(
+            options.model_dir,
+            _prompts(bench),
+            kept,
+            max_tokens=256,
+            decode_tokens=4 if options.quick else 24,
+        )
+        bench.say("training copies of the gates")
+        make_gate_copies(recording, folder, distances=_distances(bench))
+        (folder / "done").touch()
+    return GateCopies.read(folder, model_digest=digest), Recording.read(kept)
+
+
+def _prompts(bench: Workbench) -> list[LabelledPrompt]:
+    from main_model_fn.prompt_sets import LabelledPrompt, read_prompts
+
+    per_set = _QUICK_PER_SET if bench.options.quick else _PER_SET
+    if bench.options.prompts is not None:
+        return read_prompts(bench.options.prompts, per_set)
+    topics = read_corpus().topics
+    return [
+        LabelledPrompt(text=text[:_MOST_CHARACTERS], label=f"shipped/{topic}")
+        for topic, texts in topics.items()
+        for text in itertools.islice(texts, per_set)
+    ]
+
+
+def _world(bench: Workbench, copies: GateCopies, recording: Recording) -> World:
+    options = bench.options
+    path, window = DEFAULT_TRACE, Selection(end_s=30.0)
+    if options.traces is not None:
+        path, window = options.traces / _TRACE, Selection(start_s=600.0, end_s=630.0)
+    arrivals = [
+        (request.arrival_s, request.prompt_tokens or 1, request.output_tokens or 1)
+        for request in window.apply(read_trace(path))
+    ]
+    start_s, row_s, route_s, expert_bytes = bench.item(
+        "machine", {"model": copies.facts.model_digest}, lambda: _machine(options.model_dir), tuple
+    )
+    machine = ExpertMachine(
+        row_s=row_s,
+        start_s=start_s,
+        route_s=route_s,
+        expert_bytes=expert_bytes,
+        attach_bytes_per_s=_ATTACH_BYTES_PER_S,
+    )
+    held_out = recording.held_out()
+    everything = recorded_routes(recording, predicted_routes(recording, copies))
+    tokens = everything.only(held_out)
+    return World(
+        tokens,
+        everything.only(~held_out).mean_loads(),
+        make_batches(arrivals, range(len(tokens.topics))),
+        Setting(machine=machine, gpus=GPUS, room=_ROOM),
+        256 if options.quick else 64,
+    )
+
+
+def _machine(model_dir: Path) -> tuple[float, float, float, float]:
+    """Seconds that an expert takes to start and for a row, and that a row travels; its bytes."""
+    checkpoint = Checkpoint.open(model_dir)
+    start_s, row_s = fit_line(np.array(ROWS, np.float64), expert_seconds(checkpoint))
+    route_s = route_seconds(2 * checkpoint.hidden_size)
+    return start_s, row_s, route_s, float(checkpoint.expert_size_bytes)
+
+
+def _figures(name: str, outcome: Outcome) -> Replayed:
+    order = np.argsort(outcome.paper_s)
+    share = np.cumsum(outcome.weight[order]) / outcome.weight.sum()
+    at = np.searchsorted(share, np.array(_QUANTILES) / 100).clip(max=len(order) - 1)
+    return Replayed(
+        name=name,
+        layer_us=1e6 * outcome.mean(outcome.paper_s),
+        prefill_us=1e6 * outcome.mean(outcome.paper_s, prefill=True),
+        decode_us=1e6 * outcome.mean(outcome.paper_s, prefill=False),
+        proxy=outcome.proxy,
+        executing=outcome.executing,
+        resident=outcome.resident,
+        replicas=outcome.mean_replicas,
+        cv=outcome.mean_cv,
+        cold_share=outcome.cold_share,
+        quantiles_us=(1e6 * outcome.paper_s[order][at]).tolist(),
+    )
+
+
+def _overhead_ms() -> float:
+    """Median time of scaler and placer for a layer of 256 experts."""
+    random = np.random.default_rng(0)
+    took = []
+    for _ in range(61):
+        loads = random.zipf(1.5, 256).clip(max=10_000).astype(np.float64)
+        start = time.perf_counter()
+        replicas = scale(loads, cv_threshold=0.2, most_added=256)
+        place(loads, replicas, GPUS, room=[-(-512 // GPUS)] * GPUS)
+        took.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(took))
+
+
+def _series(name: str, rows: list[Replayed]) -> Series:
+    columns = [field for field in Replayed.__struct_fields__ if field != "quantiles_us"]
+    cells: list[list[Cell]] = [[getattr(row, column) for column in columns] for row in rows]
+    return Series(name=name, columns=columns, rows=cells)
+
+
+def _accuracy(copies: GateCopies) -> Series:
+    columns = ["layer", "distance", "plain_overlap", "overlap", "plain_pearson", "pearson"]
+    rows: list[list[Cell]] = [
+        [getattr(quality, column) for column in columns] for quality in copies.facts.quality
+    ]
+    return Series(name="predictor", columns=columns, rows=rows)
+
+
+def _compared(main: list[Replayed], copies: GateCopies, overhead_ms: float) -> list[Comparison]:
+    plain, eplb, oracle, ours = main
+    gains = [row.overlap - row.plain_overlap for row in copies.facts.quality]
+
+    def change(now: float, before: float) -> str:
+        return f"{100 * (now / before - 1):+.1f} %"
+
+    other = "another model and machine, simulated; the same formula and batches of the same trace"
+    proxy = "a layer that does not run costs the paper's MoEless nothing, and all others all layers"
+    return [
+        Comparison(what=what, paper=paper, ours=value, same_setting=False, gap=gap)
+        for what, paper, value, gap in (
+            (
+                "mean layer time against expert parallelism",
+                "-43.19 %",
+                change(ours.layer_us, plain.layer_us),
+                other,
+            ),
+            (
+                "mean layer time against EPLB",
+                "-21.89 %",
+                change(ours.layer_us, eplb.layer_us),
+                other,
+            ),
+            (
+                "cost by the paper's proxy, against expert parallelism",
+                "-92.68 %",
+                change(ours.proxy, plain.proxy),
+                proxy,
+            ),
+            (
+                "cost by the paper's proxy, against the Oracle",
+                "-84.06 %",
+                change(ours.proxy, oracle.proxy),
+                proxy,
+            ),
+            (
+                "cost by the paper's proxy, against EPLB",
+                "-95.11 %",
+                change(ours.proxy, eplb.proxy),
+                proxy,
+            ),
+            (
+                "memory held with keep-alive, against expert parallelism",
+                None,
+                change(ours.resident, plain.resident),
+                "not in the paper: replicas kept warm are held too",
+            ),
+            (
+                "the best layer's gain over plain gate reuse",
+                "up to 18 points",
+                f"{100 * max(gains):.0f} points",
+                "the paper's is a mean over layers of other models",
+            ),
+            (
+                "scaler and placer, a layer of 256 experts",
+                None,
+                f"{overhead_ms:.2f} ms",
+                "not in the paper",
+            ),
+        )
+    ]
+
+
+def _picture(main: list[Replayed]) -> Picture:
+    drawn, axes = figure(1, 1, height=2.8)
+    for row, colour in zip(main, (GREY, ORANGE, GREEN, BLUE, RED), strict=False):
+        share = [percent / 100 for percent in _QUANTILES]
+        axes[0].step(row.quantiles_us, share, color=colour, label=row.name)
+    logarithmic(axes[0], "x")
+    label(axes[0], "MoE layer, µs", "share of layers and steps", "Layer time by policy")
+    legend(axes[0], loc="lower right")
+    return Picture("layer-times", "Distribution of layer times; left is better.", drawn)
