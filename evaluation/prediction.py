@@ -26,8 +26,8 @@ from planner.routing_fit import RoutingFit
 
 __all__ = ["make"]
 
-_BUILD_SIZES = (1_000, 2_000, 5_000, 10_000, 20_000)
-_PAM_LIMIT_S = 100.0
+_BUILD_SIZES = (1_000, 2_000, 5_000, 10_000, 20_000, 40_000)
+_PAM_LIMIT_S = 600.0
 _SEARCH_SIZE = 100_000
 _QUERIES = 200
 _EVERY_PROMPT = 10**9
