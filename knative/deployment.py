@@ -114,8 +114,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
         (layers[0], layers[-1]) for layers in _in_groups(checkpoint.moe_layers, per_function)
     )
     common = {"REMOE_LOG_LEVEL": options.log_level}
-    if options.prices is not None:
-        common["REMOE_PRICES"] = options.prices
+    prices = {} if options.prices is None else {"REMOE_PRICES": options.prices}
     deployment = Deployment(
         model=model,
         model_dir=options.model_dir,
@@ -123,7 +122,12 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
             name="gateway",
             module="gateway",
             holds="OpenAI API",
-            env={**common, **options.gateway_env, "REMOE_GATEWAY_POLICY": options.policy},
+            env={
+                **common,
+                **prices,
+                **options.gateway_env,
+                "REMOE_GATEWAY_POLICY": options.policy,
+            },
             timeout_s=600,
             memory_mib=_RUNTIME_MIB["gateway"],
             annotations=_always_on(),
@@ -133,7 +137,7 @@ def default_deployment(options: DeploymentOptions) -> Deployment:
             name="planner",
             module="planner",
             holds="prediction, plans",
-            env={**common, **_planner_env(options)},
+            env={**common, **prices, **_planner_env(options)},
             memory_mib=_RUNTIME_MIB["planner"],
             annotations=_always_on(),
         ),

@@ -1,8 +1,9 @@
 """Everything of one deployment on a cluster, as plain objects, and the digest that names it.
 
 Services carry the digest of their own template: Knative makes a Revision whenever a template
-changes, and a template that did not change is not sent again. What a Revision reads besides, the
-topology, lies in a ConfigMap named by its contents, so that an old Revision still finds its own.
+changes, and a template that did not change is not sent again. What a Revision reads besides lies in
+a ConfigMap named by its contents, so that an old Revision still finds its own; each service has one
+with just what it reads, so that what concerns the others makes no Revision of it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from knative.spec import FunctionSpec
 from remoe.checkpoint import Checkpoint
 from remoe.topology import Topology
 
-__all__ = ["HASH", "Release", "digest_of", "render"]
+__all__ = ["FILES", "HASH", "Release", "digest_of", "render"]
+
+FILES = {**PART_OF, "app.kubernetes.io/component": "files"}
+"""The labels of ConfigMaps that hold what services read."""
 
 HASH = "remoe.dev/hash"
 HOLDS = "remoe.dev/holds"
-_TOPOLOGY_DIR = "/etc/remoe"
+_FILES_DIR = "/etc/remoe"
 _TOPOLOGY_FILE = "topology.json"
 # Files of this machine by the variable that names them.
 _FILES = {"REMOE_PLANNER_HARDWARE": "hardware.json", "REMOE_PRICES": "prices.json"}
@@ -67,25 +71,24 @@ def render(deployment: Deployment, options: ClusterOptions) -> Release:
     topology = msgspec.structs.replace(
         deployment.topology(urls), model_dir=model.model_dir, model_digest=checkpoint.digest
     )
-    config = _files_map(topology, deployment.planner.env)
-    services = _Services(deployment, options, checkpoint, config["metadata"]["name"])
     functions = {
-        "gateway": [deployment.gateway.name],
-        "planner": [deployment.planner.name],
-        "main": [deployment.main.name],
-        "expert": [spec.name for spec in deployment.experts],
+        "planner": [deployment.planner],
+        "expert": list(deployment.experts),
+        "main": [deployment.main],
+        "gateway": [deployment.gateway],
     }
-    objects = [*security_objects(options, functions), config]
-    objects += [
-        services.of(spec, service)
-        for service, specs in (
-            ("planner", [deployment.planner]),
-            ("expert", deployment.experts),
-            ("main", [deployment.main]),
-            ("gateway", [deployment.gateway]),
-        )
-        for spec in specs
-    ]
+    files = {
+        service: _files(topology, service, specs[0].env) for service, specs in functions.items()
+    }
+    services = _Services(
+        deployment,
+        options,
+        checkpoint,
+        {name: one["metadata"]["name"] for name, one in files.items()},
+    )
+    names = {service: [spec.name for spec in specs] for service, specs in functions.items()}
+    objects = [*security_objects(options, names), *files.values()]
+    objects += [services.of(spec, name) for name, specs in functions.items() for spec in specs]
     for one in objects:
         one["metadata"]["namespace"] = options.namespace
     return Release(
@@ -97,10 +100,10 @@ def render(deployment: Deployment, options: ClusterOptions) -> Release:
     )
 
 
-def _files_map(topology: Topology, env: Mapping[str, str]) -> Object:
-    """The topology, and files of this machine that services are told to read."""
-    text = msgspec.json.format(msgspec.json.encode(topology), indent=2).decode() + "\n"
-    files = {_TOPOLOGY_FILE: text}
+def _files(topology: Topology, service: str, env: Mapping[str, str]) -> Object:
+    """What a service reads: its part of the topology, and files of this machine."""
+    part = msgspec.json.encode(_part_of(topology, service))
+    files = {_TOPOLOGY_FILE: msgspec.json.format(part, indent=2).decode() + "\n"}
     for variable, name in _FILES.items():
         path = Path(env.get(variable, ""))
         if path.is_file():
@@ -108,10 +111,20 @@ def _files_map(topology: Topology, env: Mapping[str, str]) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"remoe-topology-{digest_of(files)[:8]}", "labels": PART_OF},
+        "metadata": {"name": f"remoe-{service}-{digest_of(files)[:8]}", "labels": FILES},
         "immutable": True,
         "data": files,
     }
+
+
+def _part_of(topology: Topology, service: str) -> Topology:
+    """The topology without what the service never looks at; sizes left out are 0."""
+    if service == "expert":
+        return msgspec.structs.replace(topology, main_memory_gb=0.0, experts=[])
+    if service == "gateway":
+        unsized = [msgspec.structs.replace(one, memory_gb=0.0) for one in topology.experts]
+        return msgspec.structs.replace(topology, main_memory_gb=0.0, experts=unsized)
+    return topology
 
 
 class _Services:
@@ -122,12 +135,12 @@ class _Services:
         deployment: Deployment,
         options: ClusterOptions,
         checkpoint: Checkpoint,
-        topology_map: str,
+        files: Mapping[str, str],
     ) -> None:
         self._deployment = deployment
         self._options = options
         self._checkpoint = checkpoint
-        self._topology_map = topology_map
+        self._files = files
         self._weights = options.model()
 
     def of(self, spec: FunctionSpec, service: str) -> Object:
@@ -177,28 +190,28 @@ class _Services:
 
     def _pod(self, spec: FunctionSpec, service: str) -> PodSettings:
         options, weights = self._options, self._weights
-        topology: Json = {"name": self._topology_map}
+        files: Json = {"name": self._files[service]}
         volumes: list[Json] = [
             *weights.volumes,
-            {"name": "topology", "configMap": topology},
+            {"name": "files", "configMap": files},
             {"name": "tmp", "emptyDir": {}},
         ]
         mounts: list[Json] = [
             *weights.mounts,
-            {"name": "topology", "mountPath": _TOPOLOGY_DIR, "readOnly": True},
+            {"name": "files", "mountPath": _FILES_DIR, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  # the pod's own
         ]
         env = {
             name: value
             for name, value in {
-                "REMOE_TOPOLOGY": f"{_TOPOLOGY_DIR}/{_TOPOLOGY_FILE}",
+                "REMOE_TOPOLOGY": f"{_FILES_DIR}/{_TOPOLOGY_FILE}",
                 "REMOE_PLANNER_HISTORY": self._model_file(spec, "REMOE_PLANNER_HISTORY"),
             }.items()
             if value is not None
         }
         for variable, name in _FILES.items():
             if Path(spec.env.get(variable, "")).is_file():
-                env[variable] = f"{_TOPOLOGY_DIR}/{name}"
+                env[variable] = f"{_FILES_DIR}/{name}"
         secret_env: dict[str, tuple[str, str]] = {}
         if service in {"main", "expert"}:
             secret_env["REMOE_EXPERT_TOKEN"] = (TOKEN_SECRET, TOKEN_KEY)

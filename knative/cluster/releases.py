@@ -13,6 +13,7 @@ from zlib import compress, decompress
 import msgspec
 
 from knative.cluster.api import Cluster
+from knative.cluster.release import FILES
 from knative.manifest import PART_OF, Object
 from remoe.errors import NotFoundError
 
@@ -65,12 +66,16 @@ def release_before(cluster: Cluster, namespace: str, number: int | None = None) 
 def keep(
     cluster: Cluster, objects: Sequence[Object], namespace: str, expectation: Expectation | None
 ) -> None:
-    """Note what was applied, unless it is what ran already, and forget the oldest."""
+    """Note what was applied, unless it is what ran already, and forget the oldest.
+
+    Files that no kept release reads go with it.
+    """
     kept = kept_releases(cluster, namespace)
     plain = msgspec.to_builtins(list(objects))
     if kept and (kept[-1].objects, kept[-1].expectation) == (plain, expectation):
         return
     number = kept[-1].number + 1 if kept else 1
+    new = Kept(number, plain, expectation)
     annotations = {_NUMBER: str(number)}
     if expectation is not None:
         annotations[_EXPECTATION] = msgspec.json.encode(expectation).decode()
@@ -85,9 +90,14 @@ def keep(
             "binaryData": {"objects": packed},
         }
     )
-    for old in kept[: max(0, len(kept) + 1 - _MOST_KEPT)]:
-        gone = {"apiVersion": "v1", "kind": "ConfigMap"}
-        cluster.delete({**gone, "metadata": _metadata(old.number, namespace)})
+    old, still = kept[: 1 - _MOST_KEPT], kept[1 - _MOST_KEPT :]
+    gone = {"apiVersion": "v1", "kind": "ConfigMap"}
+    for release in old:
+        cluster.delete({**gone, "metadata": _metadata(release.number, namespace)})
+    read = {one["metadata"]["name"] for release in (*still, new) for one in release.objects}
+    for one in cluster.list("v1", "ConfigMap", namespace, FILES):
+        if one["metadata"]["name"] not in read:
+            cluster.delete(one)
 
 
 def _metadata(number: int, namespace: str) -> dict[str, str]:

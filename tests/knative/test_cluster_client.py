@@ -181,6 +181,24 @@ def test_only_the_latest_ten_releases_are_kept(cluster: Cluster, tiny_model_dir:
     assert [one.number for one in kept_releases(cluster, NAMESPACE)] == list(range(3, 13))
 
 
+def test_files_that_no_kept_release_reads_are_forgotten(
+    api: FakeApi, cluster: Cluster, tiny_model_dir: Path
+) -> None:
+    def files() -> set[str]:
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+        names = {name for where, name in api.objects if where == path}
+        return {name for name in names if not name.startswith("remoe-release-")}
+
+    first = released(tiny_model_dir, layers=1)
+    applied(cluster, first)
+    before = files()
+    assert len(before) == 4
+    for window in range(6, 16):
+        applied(cluster, released(tiny_model_dir, window=f"{window}s"))
+        assert (before <= files()) == (window < 15)
+    assert len(files()) == 4
+
+
 def test_a_diff_names_each_field(cluster: Cluster, tiny_model_dir: Path) -> None:
     release = released(tiny_model_dir)
     assert {

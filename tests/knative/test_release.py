@@ -86,7 +86,7 @@ def test_a_release_is_the_golden_one(tiny_model_dir: Path) -> None:
     )
     text = yaml_text(release.objects).replace(release.topology.model_digest, "sha256:weights")
     text = text.replace(release.model, "tiny")
-    text = re.sub(r"remoe-topology-[0-9a-f]{8}", "remoe-topology-00000000", text)
+    text = re.sub(r"(remoe-(gateway|planner|main|expert))-[0-9a-f]{8}", r"\1-00000000", text)
     text = re.sub(r"remoe.dev/hash: '?[0-9a-f]{16}'?", "remoe.dev/hash: '0'", text)
     assert text == GOLDEN.read_text(encoding="utf-8")
 
@@ -197,10 +197,38 @@ def test_files_of_this_machine_travel_with_the_topology(
     book.write_text("{}", encoding="utf-8")
     options = DeploymentOptions(model_dir=tiny_model_dir, threads=1, prices=str(book))
     release = render(default_deployment(options), ClusterOptions())
-    (files,) = (one for one in release.objects if one["kind"] == "ConfigMap")
-    assert files["data"]["prices.json"] == "{}"
+    for service, reads in (("gateway", True), ("planner", True), ("main", False)):
+        assert ("prices.json" in files_of(release, service)) is reads
+        assert ("REMOE_PRICES" in environment(release, service)) is reads
     assert environment(release, "planner")["REMOE_PRICES"]["value"] == "/etc/remoe/prices.json"
-    assert environment(release, "expert")["REMOE_PRICES"]["value"] == "/etc/remoe/prices.json"
+
+
+def files_of(release: Release, service: str) -> dict[str, str]:
+    """What its ConfigMap holds."""
+    (name, *_) = (
+        volume["configMap"]["name"]
+        for one in release.services
+        if one["metadata"]["labels"]["app.kubernetes.io/component"] == service
+        for volume in template(one)["volumes"]
+        if volume["name"] == "files"
+    )
+    (data,) = (one["data"] for one in release.objects if one["metadata"]["name"] == name)
+    return dict(data)
+
+
+def test_what_concerns_other_services_makes_no_revision(tiny_model_dir: Path) -> None:
+    """A main function of another size leaves the streams' gateway and warm experts alone."""
+
+    def hashes(main_memory_mib: int) -> dict[str, str]:
+        options = DeploymentOptions(
+            model_dir=tiny_model_dir, threads=2, main_memory_mib=main_memory_mib
+        )
+        services = render(default_deployment(options), ClusterOptions()).services
+        return {one["metadata"]["name"]: one["metadata"]["annotations"][HASH] for one in services}
+
+    before, after = hashes(2000), hashes(3000)
+    changed = {name.rpartition("-")[2] for name in before if before[name] != after[name]}
+    assert changed == {"planner", "main"}
 
 
 def test_gpus_and_reservations_reach_the_main_function_alone(tiny_model_dir: Path) -> None:
