@@ -33,13 +33,15 @@ _WIDENING = 2  # bytes in memory per stored byte where bfloat16 becomes float32
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentOptions:
     """What a user may choose. Durations are Knative's (`60s`); `threads` is cores to use;
-    `history_dir` is where the planner keeps what it observes, nowhere unless given."""
+    `burst_capacity` is an expert function's `target-burst-capacity`; `history_dir` is where the
+    planner keeps what it observes, nowhere unless given."""
 
     model_dir: Path
     threads: int
     port: int = 8000
     layers_per_function: int = 5
     window: str = "60s"
+    burst_capacity: int = 0
     main_retention: str = "10m"
     main_memory_mib: int | None = None
     remote_ratio: float = 0.5
@@ -263,7 +265,7 @@ def _experts(
             # One main function has one call in flight per function; a second replica is for a
             # second main function's worth of calls, not for the queue of one.
             AUTOSCALING + "target": "4",
-            AUTOSCALING + "target-burst-capacity": "0",
+            AUTOSCALING + "target-burst-capacity": str(options.burst_capacity),
             AUTOSCALING + "window": options.window,
         },
     )

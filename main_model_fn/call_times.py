@@ -2,6 +2,7 @@
 
 `python -m main_model_fn.call_times` in a main function's container measures through whatever lies
 between there (queue-proxy, ingress), and prints what `remoe profile hardware --calls` takes.
+With `--url` it goes to a pod's own port instead: the difference is what lies between.
 """
 
 from __future__ import annotations
@@ -79,10 +80,17 @@ def measure_calls(topology: Topology, *, calls: int = 400) -> CallTimes:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure warm calls of an expert function.")
     parser.add_argument("--calls", type=int, default=400, help="default: %(default)s")
+    parser.add_argument(
+        "--url", help="of the first function, such as a pod's: http://10.0.0.7:8012"
+    )
     given = parser.parse_args()
     configure_logging("call_times", "warning")  # to standard error: the output is for a file
     try:
         topology = Topology.load(Path(os.environ.get("REMOE_TOPOLOGY", "topology.json")))
+        if given.url is not None:
+            first, *others = topology.experts
+            first = msgspec.structs.replace(first, url=given.url)
+            topology = msgspec.structs.replace(topology, experts=[first, *others])
         times = measure_calls(topology, calls=given.calls)
     except RemoeError as error:
         sys.exit(error.message)

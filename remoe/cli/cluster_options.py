@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -93,6 +93,14 @@ def describe(
     window: Annotated[
         str, typer.Option(help="An expert function sleeps after this long without a call.")
     ] = "60s",
+    burst_capacity: Annotated[
+        int,
+        typer.Option(
+            help="Calls that an expert function shall be ready for at once; beyond what its pods "
+            "take the activator stays in the way. -1: always, 0: only at zero.",
+            min=-1,
+        ),
+    ] = 0,
     main_retention: Annotated[
         str, typer.Option(help="The main function sleeps after this long, plus its window.")
     ] = "10m",
@@ -100,6 +108,13 @@ def describe(
         float,
         typer.Option(help="Most of each layer's experts that are remote.", min=0.0, max=1.0),
     ] = 0.5,
+    ratio_rule: Annotated[
+        Literal["cost", "largest"],
+        typer.Option(
+            help="Which share of remote experts that holds the SLO: the cheapest, or the largest, "
+            "with the smallest main function."
+        ),
+    ] = "cost",
     threads: Annotated[int, typer.Option(help="Cores of the main function.", min=1)] = 2,
     gpus: Annotated[int, typer.Option(help="GPUs of the main function.", min=0)] = 0,
     gpu_resource: Annotated[str, typer.Option(help="What the cluster calls one.")] = (
@@ -157,6 +172,7 @@ def describe(
         threads=threads,
         layers_per_function=layers_per_function,
         window=window,
+        burst_capacity=burst_capacity,
         main_retention=main_retention,
         remote_ratio=remote_ratio,
         prices=price_file(prices),
@@ -178,7 +194,7 @@ def describe(
         services_at_zero=services_at_zero,
         ingress_namespaces=(ingress_namespace,),
     )
-    options, plan = _planned(options, wanted, prompt_tokens, output_tokens)
+    options, plan = _planned(options, wanted, ratio_rule, prompt_tokens, output_tokens)
     claims = [name for name in (history_claim,) if name]
     if weights.startswith("claim:"):
         claims.append(weights.removeprefix("claim:").partition("/")[0])
@@ -195,9 +211,13 @@ def describe(
 
 
 def _planned(
-    options: DeploymentOptions, slo: Slo | None, prompt_tokens: int, output_tokens: int
+    options: DeploymentOptions,
+    slo: Slo | None,
+    rule: Literal["cost", "largest"],
+    prompt_tokens: int,
+    output_tokens: int,
 ) -> tuple[DeploymentOptions, Plan | None]:
-    """The share of remote experts that holds the SLO at least cost, and its plan.
+    """The share of remote experts that holds the SLO, by the rule, and its plan.
 
     From then on the share is fixed: it settles the main function's memory, before any prompt is
     known (the paper's pre-allocation, A.9), and each prompt decides which experts they are.
@@ -208,15 +228,21 @@ def _planned(
 
     if options.hardware is None:
         return options, None
-    plan = preview_plan(options, slo=slo, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    plan = preview_plan(
+        options, slo=slo, rule=rule, prompt_tokens=prompt_tokens, output_tokens=output_tokens
+    )
     if slo is None:
         return options, plan
     if plan.status == "infeasible":
-        needed = plan.needed
-        told = f"ttft={needed.ttft_s:.3g},tpot={needed.tpot_s:.3g}" if needed else "none"
+        told = ""
+        if plan.needed is not None:
+            told = (
+                ": the least that plans reach, each for itself, is "
+                f"ttft={1.005 * plan.needed.ttft_s:.3g} and tpot={1.005 * plan.needed.tpot_s:.3g}"
+            )
         raise SettingsError(
-            f"no plan holds this SLO with this machine's measured times; the tightest that one "
-            f"does: {told}. Ask for that, or raise --threads"
+            f"no plan holds this SLO with this machine's measured times{told}. Ask for less, or "
+            "raise --threads"
         )
     experts, layers = plan.partition.experts, plan.partition.layers
     remote = max((len(plan.partition.remote[layer]) for layer in range(layers)), default=0)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -20,9 +20,16 @@ _PREFIX = "REMOE_PLANNER_"
 
 
 def preview_plan(
-    options: DeploymentOptions, *, slo: Slo | None, prompt_tokens: int, output_tokens: int
+    options: DeploymentOptions,
+    *,
+    slo: Slo | None,
+    prompt_tokens: int,
+    output_tokens: int,
+    rule: Literal["cost", "largest", "fixed"] = "cost",
 ) -> Plan:
     """Plan a usual request before any prompt: its profile is the history's mean.
+
+    `rule` chooses the share of remote experts, up to the options' (`planner.config`).
 
     The main function is taken to be awake: an SLO that held through its cold start would be one of
     minutes. Latency of what wakes it is shown apart, when it happens (`x_remoe.cold_start_ms`).
@@ -61,7 +68,7 @@ def preview_plan(
                 max_new_tokens=output_tokens,
                 slo=slo,
                 ratio=options.remote_ratio,
-                rule="cost",
+                rule=rule,
             )
         )
 

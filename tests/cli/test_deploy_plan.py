@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -45,8 +46,32 @@ def test_an_slo_settles_the_share_of_remote_experts(measured: Path) -> None:
     assert 0 < expected.ttft_s < 10
 
 
-def test_an_slo_that_no_plan_holds_is_refused_with_one_that_a_plan_does(measured: Path) -> None:
-    with pytest.raises(SettingsError, match=r"the tightest that one does: ttft=.+,tpot=.+\. Ask"):
+def test_the_largest_share_that_holds_gives_the_smallest_main_function(measured: Path) -> None:
+    def ratio(rule: Literal["cost", "largest"], slo: str) -> float:
+        described = describe(str(measured), slo=slo, ratio_rule=rule, weights="image:/m")
+        return float(variables(described, "planner")["REMOE_PLANNER_REMOTE_RATIO"])
+
+    loose = "ttft=100,tpot=10"
+    assert ratio("largest", loose) == 0.5  # all that may be remote
+    assert ratio("largest", loose) > ratio("cost", loose)
+    assert ratio("largest", "ttft=100,tpot=0.008") == 0.25
+    assert ratio("largest", "ttft=100,tpot=0.007") == 0
+
+
+def test_a_burst_capacity_is_the_expert_functions(measured: Path) -> None:
+    described = describe(str(measured), burst_capacity=-1, weights="image:/m")
+    found = {
+        one["metadata"]["name"].rpartition("-")[2]: one["spec"]["template"]["metadata"][
+            "annotations"
+        ]["autoscaling.knative.dev/target-burst-capacity"]
+        for one in described.release.services
+    }
+    assert found.pop("l02") == "-1"
+    assert set(found.values()) == {"0"}
+
+
+def test_an_slo_that_no_plan_holds_is_refused_with_what_plans_reach(measured: Path) -> None:
+    with pytest.raises(SettingsError, match=r"reach, .* is ttft=\S+ and tpot=\S+\. Ask"):
         describe(str(measured), slo="ttft=0.000001,tpot=0.000001", weights="image:/m")
 
 
