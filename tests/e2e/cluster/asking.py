@@ -9,7 +9,9 @@ from typing import Any
 
 import openai
 
-__all__ = ["PROMPTS", "Answer", "answer"]
+from tests.e2e.cluster.kubernetes import Cluster
+
+__all__ = ["LONG_PROMPT", "LONG_TOKENS", "PROMPTS", "Answer", "answer", "asked"]
 
 PROMPTS = (
     "What is the capital of France, and why is it famous?",
@@ -17,6 +19,10 @@ PROMPTS = (
     "Explain in two sentences how a bicycle stays upright.",
     "def fibonacci(n):",
 )
+
+# An answer that lasts while something happens to the cluster.
+LONG_PROMPT = "Write a long story about a lighthouse keeper and his daughter."
+LONG_TOKENS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +66,15 @@ def answer(
                 on_piece(pieces)
         x_remoe = (event.model_extra or {}).get("x_remoe") or x_remoe
     return Answer(text, first_s, time.monotonic() - began, finish, x_remoe)
+
+
+def asked(
+    cluster: Cluster,
+    prompt: str,
+    *,
+    tokens: int = 24,
+    on_piece: Callable[[int], None] = lambda count: None,
+) -> Answer:
+    """The same of a deployment's gateway."""
+    with cluster.client("gateway") as client:
+        return answer(client, prompt, tokens=tokens, on_piece=on_piece)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from remoe.cli.model import built_model
-from tests.e2e.cluster.kubernetes import Cluster, Json
+from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, PROMPTS, answer
+from tests.e2e.cluster.kubernetes import Cluster, Flags, empty_namespace
 from tests.e2e.platform import Platform
 
 NAMESPACE = os.environ.get("REMOE_E2E_NAMESPACE", "remoe-e2e")
 CLAIM = "remoe-models"
 WINDOW_S = 12
+Options = tuple[str, ...]
 Record = Callable[[str, object], None]
 _MEASURED: dict[str, object] = {}
 
@@ -71,55 +71,22 @@ def model_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """An empty namespace that holds pods to the restricted standard, and a claim on the model."""
-    cluster = Cluster(NAMESPACE, tmp_path_factory.mktemp("home"))
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
-    cluster.kubectl("delete", "pv", f"{NAMESPACE}-models", "--ignore-not-found", "--wait")
-    objects = json.dumps({"apiVersion": "v1", "kind": "List", "items": _volume(model_dir)})
-    # The server checks them; kubectl's own check fetches a schema that takes seconds to make.
-    cluster.kubectl("apply", "--validate=false", "-f", "-", stdin=objects)
-    yield cluster
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    cluster.kubectl("delete", "pv", f"{NAMESPACE}-models", "--wait=false")
+    """An empty namespace that holds pods to the restricted standard, and a claim on the model.
 
-
-def _volume(model_dir: Path) -> list[Json]:
-    enforce = {"pod-security.kubernetes.io/enforce": "restricted"}
-    size = {"storage": "10Gi"}
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": NAMESPACE, "labels": enforce},
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": f"{NAMESPACE}-models"},
-            "spec": {
-                "capacity": size,
-                "accessModes": ["ReadOnlyMany"],
-                "storageClassName": "",
-                "hostPath": {"path": str(model_dir.parent)},
-                "claimRef": {"namespace": NAMESPACE, "name": CLAIM},
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": CLAIM, "namespace": NAMESPACE},
-            "spec": {
-                "accessModes": ["ReadOnlyMany"],
-                "storageClassName": "",
-                "volumeName": f"{NAMESPACE}-models",
-                "resources": {"requests": size},
-            },
-        },
-    ]
+    Knative has the flags that it takes; they are as they were afterwards.
+    """
+    bare = Cluster(NAMESPACE, tmp_path_factory.mktemp("home"))
+    with Flags(bare) as flags:
+        flags.set("config-features", "kubernetes.podspec-persistent-volume-claim", "enabled")
+        flags.set("config-autoscaler", "allow-zero-initial-scale", "true")
+        with empty_namespace(
+            bare, claim=CLAIM, model_dir=model_dir, enforce="restricted"
+        ) as cluster:
+            yield cluster
 
 
 @pytest.fixture(scope="session")
-def options(model_dir: Path) -> tuple[str, ...]:
+def options(model_dir: Path) -> Options:
     """What every `remoe deploy` here is told."""
     return (
         str(model_dir),
@@ -129,17 +96,9 @@ def options(model_dir: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def deployed_s(cluster: Cluster, options: tuple[str, ...]) -> float:
-    """How long `remoe deploy` took from nothing until everything was ready."""
-    began = time.monotonic()
-    cluster.remoe("deploy", *options)
-    return time.monotonic() - began
-
-
-@pytest.fixture(scope="session")
 def local_answers(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Greedy answers of the same model in the local runtime, by prompt."""
-    from tests.e2e.cluster.asking import PROMPTS, answer
-
     with Platform(model_dir, tmp_path_factory.mktemp("local"), "--window", "12s") as platform:
-        return {prompt: answer(platform.client, prompt).text for prompt in PROMPTS}
+        texts = {prompt: answer(platform.client, prompt).text for prompt in PROMPTS}
+        long = answer(platform.client, LONG_PROMPT, tokens=LONG_TOKENS).text
+        return {**texts, LONG_PROMPT: long}

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import openai
 
-__all__ = ["Cluster", "Json"]
+__all__ = ["Cluster", "Flags", "Json", "empty_namespace"]
 
 Json = dict[str, Any]
 _SERVICE_LABEL = "serving.knative.dev/service"
@@ -25,6 +25,7 @@ class Cluster:
 
     def __init__(self, namespace: str, home: Path) -> None:
         self.namespace = namespace
+        self.home = home
         # Without anybody's hardware profile: half of the experts are remote whatever they cost.
         self._env = {**os.environ, "REMOE_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "160"}
 
@@ -47,16 +48,17 @@ class Cluster:
     def remoe(
         self, command: str, *arguments: str, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
+        """A command that takes a namespace, which is this one."""
+        return self.command(command, *arguments, "--namespace", self.namespace, check=check)
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [
-                *(sys.executable, "-m", "remoe.cli", command, *arguments),
-                *("--namespace", self.namespace),
-            ],
+            [sys.executable, "-m", "remoe.cli", *arguments],
             capture_output=True,
             text=True,
             check=False,
             env=self._env,
-            timeout=300,
+            timeout=420,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -77,6 +79,13 @@ class Cluster:
 
     def names(self, component: str) -> list[str]:
         return sorted(service["metadata"]["name"] for service in self.services(component))
+
+    def revisions(self) -> dict[str, str]:
+        """The newest Revision of each Service."""
+        return {
+            service["metadata"]["name"]: service["status"]["latestCreatedRevisionName"]
+            for service in self.services()
+        }
 
     def all_ready(self) -> bool:
         services = self.services()
@@ -122,3 +131,86 @@ class Cluster:
 def _ready(status: Json) -> bool:
     conditions = status.get("conditions", [])
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+class Flags:
+    """Keys of Knative's ConfigMaps, set as a test needs them and put back when the block ends."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._before: dict[tuple[str, str], str | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for (config, key), value in self._before.items():
+            self._patch(config, key, value)
+
+    def get(self, config: str, key: str) -> str | None:
+        found: Json = json.loads(self._cluster.kubectl("get", "configmap", config, *_JSON))
+        value: str | None = found.get("data", {}).get(key)
+        return value
+
+    def set(self, config: str, key: str, value: str | None) -> None:
+        """None takes the key away: Knative's own default holds then."""
+        self._before.setdefault((config, key), self.get(config, key))
+        self._patch(config, key, value)
+
+    def _patch(self, config: str, key: str, value: str | None) -> None:
+        data = json.dumps({"data": {key: value}})
+        where = ("-n", "knative-serving", "--type", "merge", "-p", data)
+        self._cluster.kubectl("patch", "configmap", config, *where)
+
+
+_JSON = ("-n", "knative-serving", "-o", "json")
+
+
+@contextmanager
+def empty_namespace(
+    cluster: Cluster, *, claim: str, model_dir: Path, enforce: str
+) -> Iterator[Cluster]:
+    """The cluster's namespace, new, holding pods to a standard, with a claim on the models."""
+    name, volume = cluster.namespace, f"{cluster.namespace}-models"
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait")
+    cluster.kubectl("delete", "pv", volume, "--ignore-not-found", "--wait")
+    shared: Json = {
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": "",
+    }
+    size = {"storage": "10Gi"}
+    objects: list[Json] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": name,
+                "labels": {"pod-security.kubernetes.io/enforce": enforce},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": volume},
+            "spec": {
+                **shared,
+                "capacity": size,
+                "hostPath": {"path": str(model_dir.parent)},
+                "claimRef": {"namespace": name, "name": claim},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": name},
+            "spec": {**shared, "volumeName": volume, "resources": {"requests": size}},
+        },
+    ]
+    everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    # The server checks them; kubectl's own check fetches a schema that takes seconds to make.
+    cluster.kubectl("apply", "--validate=false", "-f", "-", stdin=everything)
+    try:
+        yield cluster
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+        cluster.kubectl("delete", "pv", volume, "--wait=false")

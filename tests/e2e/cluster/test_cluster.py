@@ -6,12 +6,8 @@ The tests build on each other and run in this order; what they measure is listed
 from __future__ import annotations
 
 import base64
-import json
-import shlex
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,67 +18,20 @@ import pytest
 from main_model_fn.call_times import expert_call
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, PATH
-from tests.e2e.cluster.asking import PROMPTS, Answer, answer
-from tests.e2e.cluster.conftest import WINDOW_S, Record
+from tests.e2e.cluster.asking import PROMPTS, asked
+from tests.e2e.cluster.conftest import WINDOW_S, Options, Record
 from tests.e2e.cluster.kubernetes import Cluster
 
-Options = tuple[str, ...]
-_ZERO_FLAG = "allow-zero-initial-scale"
-_CLAIM_FLAG = "kubernetes.podspec-persistent-volume-claim"
 # From the last request to zero: the window, Knative's grace of 30 s, and a slow machine.
 _TO_ZERO_S = WINDOW_S + 120
 
 
-def asked(cluster: Cluster, prompt: str, **how: object) -> Answer:
-    with cluster.client("gateway") as client:
-        return answer(client, prompt, **how)  # type: ignore[arg-type]
-
-
-def generations(cluster: Cluster) -> dict[str, str]:
-    """The newest Revision of each Service."""
-    return {
-        service["metadata"]["name"]: service["status"]["latestCreatedRevisionName"]
-        for service in cluster.services()
-    }
-
-
-@pytest.fixture
-def lacking(cluster: Cluster) -> Iterator[None]:
-    """Serving as it is installed: without the flags that Remoe needs. They are on afterwards."""
-    flags = {"config-features": (_CLAIM_FLAG, "enabled"), "config-autoscaler": (_ZERO_FLAG, "true")}
-
-    def patch(name: str, key: str, value: str | None) -> None:
-        data = json.dumps({"data": {key: value}})
-        cluster.kubectl(
-            *("patch", "configmap", name, "-n", "knative-serving"), *("--type", "merge", "-p", data)
-        )
-
-    for name, (key, _) in flags.items():
-        patch(name, key, None)
-    yield
-    for name, (key, value) in flags.items():
-        patch(name, key, value)
-
-
-@pytest.mark.usefixtures("lacking")
-def test_preflight_names_what_is_missing_and_its_patches_mend_it(
-    cluster: Cluster, options: Options
-) -> None:
-    first = cluster.remoe("preflight", *options, check=False)
-    assert first.returncode == 1
-    lines = first.stdout.splitlines()
-    missing = [line for line in lines if line.lstrip().startswith("MISSING")]
-    assert len(missing) == 2, first.stdout
-    assert _CLAIM_FLAG in first.stdout
-    assert _ZERO_FLAG in first.stdout
-    for line in lines:
-        if line.lstrip().startswith("kubectl patch"):
-            subprocess.run(shlex.split(line.partition("  (or")[0]), check=True, timeout=60)
-    second = cluster.remoe("preflight", *options, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    dry = cluster.remoe("deploy", *options, "--dry-run")
-    assert "nothing was changed" in dry.stdout
-    assert cluster.services() == []
+@pytest.fixture(scope="module")
+def deployed_s(cluster: Cluster, options: Options) -> float:
+    """How long `remoe deploy` took from nothing until everything was ready."""
+    began = time.monotonic()
+    cluster.remoe("deploy", *options)
+    return time.monotonic() - began
 
 
 def test_from_nothing_to_the_first_token_and_back_to_zero(
@@ -119,10 +68,10 @@ def test_answers_are_those_of_the_local_runtime(
 
 @pytest.mark.usefixtures("deployed_s")
 def test_deploying_the_same_again_makes_no_revision(cluster: Cluster, options: Options) -> None:
-    before = generations(cluster)
+    before = cluster.revisions()
     assert "Nothing would change" in cluster.remoe("diff", *options, "--exit-code").stdout
     cluster.remoe("deploy", *options)
-    assert generations(cluster) == before
+    assert cluster.revisions() == before
 
 
 @pytest.mark.usefixtures("deployed_s")
@@ -147,40 +96,6 @@ def test_an_expert_functions_pod_deleted_in_mid_answer_changes_nothing(
     assert struck.text == local_answers[PROMPTS[1]]
     record("retries", struck.x_remoe["remote_retries"])
     record("fallbacks", struck.x_remoe["local_fallbacks"])
-
-
-@pytest.mark.usefixtures("deployed_s")
-def test_a_new_plan_drops_no_stream_and_rollback_restores(
-    cluster: Cluster,
-    options: Options,
-    local_answers: dict[str, str],
-    record: Record,
-) -> None:
-    tighter = (*options, "--remote-ratio", "0.25")
-    before = generations(cluster)
-    shown = cluster.remoe("diff", *tighter, "--exit-code", check=False)
-    assert shown.returncode == 1
-    assert "main" in shown.stdout
-    assert generations(cluster) == before
-    running = threading.Barrier(5, timeout=120)
-
-    def stream(prompt: str) -> Answer:
-        return asked(cluster, prompt, on_piece=lambda count: count == 1 and running.wait() and None)
-
-    with ThreadPoolExecutor(4) as streams:
-        answers = [streams.submit(stream, prompt) for prompt in PROMPTS]
-        running.wait()
-        began = time.monotonic()
-        cluster.remoe("deploy", *tighter)
-        record("replan_s", time.monotonic() - began)
-        texts = [future.result().text for future in answers]
-    assert texts == [local_answers[prompt] for prompt in PROMPTS]
-    changed = generations(cluster)
-    assert changed != before
-    assert asked(cluster, PROMPTS[0]).text == local_answers[PROMPTS[0]]
-    cluster.remoe("rollback")
-    assert "Nothing would change" in cluster.remoe("diff", *options).stdout
-    assert asked(cluster, PROMPTS[0]).text == local_answers[PROMPTS[0]]
 
 
 @pytest.mark.usefixtures("deployed_s")
