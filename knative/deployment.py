@@ -56,6 +56,8 @@ class DeploymentOptions:
     policy: Policy = "remoe"
     hardware: Path | None = None
     """The hardware profile that the planner optimises with."""
+    adapt_every_s: float | None = None
+    """How often the planner reviews the running partition, 0 for never; its own default if None."""
     exact_ratio: bool = False
     """Whether every plan has just `remote_ratio`, so that the main function's memory is known."""
 
@@ -168,6 +170,8 @@ def _planner_env(options: DeploymentOptions) -> dict[str, str]:
         env["REMOE_PLANNER_FUNCTION_VCPUS"] = str(_expert_cpu(options))
     if options.exact_ratio:
         env["REMOE_PLANNER_RATIO_RULE"] = "fixed"
+    if options.adapt_every_s is not None:
+        env["REMOE_PLANNER_ADAPT_EVERY_S"] = f"{options.adapt_every_s:g}"
     history = options.model_dir / HISTORY
     if history.exists():
         env["REMOE_PLANNER_HISTORY"] = str(history)

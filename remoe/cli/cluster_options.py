@@ -115,6 +115,15 @@ def describe(
             "with the smallest main function."
         ),
     ] = "cost",
+    adapt_every: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds between the planner's reviews of which experts are remote, within the "
+            "main function's memory; 0 for none. Takes a hardware profile.",
+            show_default="60",
+            min=0,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Cores of the main function.", min=1)] = 2,
     gpus: Annotated[int, typer.Option(help="GPUs of the main function.", min=0)] = 0,
     gpu_resource: Annotated[str, typer.Option(help="What the cluster calls one.")] = (
@@ -175,6 +184,7 @@ def describe(
         burst_capacity=burst_capacity,
         main_retention=main_retention,
         remote_ratio=remote_ratio,
+        adapt_every_s=adapt_every,
         prices=price_file(prices),
     )
     cluster = ClusterOptions(

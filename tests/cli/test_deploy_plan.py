@@ -58,6 +58,13 @@ def test_the_largest_share_that_holds_gives_the_smallest_main_function(measured:
     assert ratio("largest", "ttft=100,tpot=0.007") == 0
 
 
+def test_an_operator_says_how_often_the_planner_adapts(measured: Path) -> None:
+    name = "REMOE_PLANNER_ADAPT_EVERY_S"
+    assert name not in variables(describe(str(measured), weights="image:/m"), "planner")
+    never = describe(str(measured), adapt_every=0, weights="image:/m")
+    assert variables(never, "planner")[name] == "0"
+
+
 def test_a_burst_capacity_is_the_expert_functions(measured: Path) -> None:
     described = describe(str(measured), burst_capacity=-1, weights="image:/m")
     found = {
