@@ -12,8 +12,6 @@ from typing import NamedTuple, Protocol
 
 import httptools
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from expert_fn.compute import RefusedCallError
 from remoe.expert_call import (
@@ -33,6 +31,7 @@ __all__ = ["Computer", "Endpoint", "Response"]
 
 _log = logging.getLogger(__name__)
 _PATH = PATH.encode()
+_OK = HTTPStatus.OK
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ExpertCall)
 _STATUS: dict[FailureCode, HTTPStatus] = {
@@ -47,7 +46,7 @@ _STATUS: dict[FailureCode, HTTPStatus] = {
 
 
 class Computer(Protocol):
-    def compute(self, call: ExpertCall) -> NDArray[np.float32]:
+    def compute(self, call: ExpertCall) -> bytes:
         """The answer to a call, float32 [rows, hidden]; raises RefusedCallError."""
         ...
 
@@ -78,7 +77,7 @@ class Endpoint:
         self._notifier = notifier
         self.payload_limit_bytes = payload_limit_bytes
         self.replica = f"{socket.gethostname()}-{os.getpid()}"
-        self._heads: dict[tuple[HTTPStatus, str], bytes] = {}
+        self._answer_head = self._head(Response(_OK, b""))
 
     @property
     def asks_for_credentials(self) -> bool:
@@ -97,7 +96,7 @@ class Endpoint:
                 return self._answer(body)
             return _failure("malformed", "use POST", HTTPStatus.METHOD_NOT_ALLOWED)
         if path in {b"/healthz", b"/readyz"}:
-            return Response(HTTPStatus.OK, b"ok\n", "text/plain")
+            return Response(_OK, b"ok\n", "text/plain")
         return _failure("malformed", f"no such path; calls go to {PATH}", HTTPStatus.NOT_FOUND)
 
     def refuse_body(self, size_bytes: int) -> Response:
@@ -108,16 +107,17 @@ class Endpoint:
 
     def head(self, response: Response) -> bytes:
         """A response's head, but for its length and what ends it."""
-        kind = (response.status, response.content_type)
-        head = self._heads.get(kind)
-        if head is None:
-            status = response.status
-            head = self._heads[kind] = (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-                f"content-type: {response.content_type}\r\n"
-                f"{REPLICA_HEADER}: {self.replica}\r\n"
-            ).encode()
-        return head
+        if response.status is _OK and response.content_type is CONTENT_TYPE:
+            return self._answer_head
+        return self._head(response)
+
+    def _head(self, response: Response) -> bytes:
+        status = response.status
+        return (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            f"content-type: {response.content_type}\r\n"
+            f"{REPLICA_HEADER}: {self.replica}\r\n"
+        ).encode()
 
     def _answer(self, body: bytes) -> Response:
         try:
@@ -135,7 +135,7 @@ class Endpoint:
         began = time.perf_counter()
         partial = self._computer.compute(call)
         reply = ExpertReply(
-            partial=partial.astype("<f4", copy=False).tobytes(),
+            partial=partial,
             busy_s=time.perf_counter() - began,
             ready_for_s=self._notifier.ready_for_s,
         )
@@ -144,7 +144,7 @@ class Endpoint:
             raise RefusedCallError(
                 "body_too_large", "the reply would have " + self._too_large(len(body))
             )
-        return Response(HTTPStatus.OK, body)
+        return Response(_OK, body)
 
     def _too_large(self, size_bytes: int) -> str:
         return (

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server on `selectors` and httptools: one thread, one call at a time.
+"""A small HTTP/1.1 server on poll(2) and httptools: one thread, one call at a time.
 
 Calls are computed whole, so an event loop has nothing to interleave, and asyncio's import would be
 half of the cold start (docs/adr/0002-expert-protocol.md). Parsing is llhttp's, through httptools.
@@ -7,7 +7,7 @@ half of the cold start (docs/adr/0002-expert-protocol.md). Parsing is llhttp's, 
 from __future__ import annotations
 
 import contextlib
-import selectors
+import select
 import signal
 import socket
 import time
@@ -31,16 +31,15 @@ def serve(
     in_flight: InFlight,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain: calls are computed whole, so none is cut."""
-    with _stop_signals() as stop, selectors.DefaultSelector() as selector:
-        server = _Server(selector, load(), in_flight)
-        selector.register(stop, selectors.EVENT_READ)
-        selector.register(listener, selectors.EVENT_READ)
+    with _stop_signals() as stop:
+        server = _Server(load(), in_flight, listener)
+        server.wait_for(stop)
         notifier.ready()
-        while not server.turn(None, listener=listener, stop=stop):
+        while not server.turn(None):
             pass
         notifier.stopping()
-        selector.unregister(stop)
-        selector.unregister(listener)
+        server.forget(stop)
+        server.forget(listener)
         listener.close()
         server.drain()
 
@@ -48,57 +47,63 @@ def serve(
 class _Server:
     """Who is connected, and a turn of the loop."""
 
-    def __init__(
-        self, selector: selectors.BaseSelector, endpoint: Endpoint, in_flight: InFlight
-    ) -> None:
-        self._selector = selector
+    def __init__(self, endpoint: Endpoint, in_flight: InFlight, listener: socket.socket) -> None:
+        self._poll = select.poll()
         self._endpoint = endpoint
         self._in_flight = in_flight
+        self._listener = listener
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
-        self._connections: set[Connection] = set()
+        self._connections: dict[int, Connection] = {}  # by descriptor
+        self.wait_for(listener)
 
-    def turn(
-        self,
-        timeout_s: float | None,
-        *,
-        listener: socket.socket | None = None,
-        stop: socket.socket | None = None,
-    ) -> bool:
-        """Serve whoever is ready, waiting for the first; True if `stop` was among them."""
-        stopped = False
-        for key, events in self._selector.select(timeout_s):
-            if isinstance(key.fileobj, Connection):
-                self._serve(key.fileobj, events)
-            elif key.fileobj is listener:
-                self._accept(listener)
+    def wait_for(self, other: socket.socket) -> None:
+        """Have a turn end also when this can be read."""
+        self._poll.register(other, select.POLLIN)
+
+    def forget(self, other: socket.socket) -> None:
+        self._poll.unregister(other)
+
+    def turn(self, timeout_ms: float | None) -> bool:
+        """Serve whoever is ready, waiting for the first; True if another socket was among them."""
+        others = False
+        for descriptor, _ in self._poll.poll(timeout_ms):
+            connection = self._connections.get(descriptor)
+            if connection is not None:
+                self._serve(connection)
+            elif descriptor == self._listener.fileno():
+                self._accept()
             else:
-                stopped |= key.fileobj is stop
-        return stopped
+                others = True
+        return others
 
     def drain(self) -> None:
         """A call that was under way to us when we stopped listening is still answered."""
         now = time.monotonic()
         linger_until, last = now + _DRAIN_S, now + _MOST_DRAIN_S
-        while now < linger_until or (now < last and any(c.busy for c in self._connections)):
-            self.turn(_DRAIN_S)
+        while now < linger_until or (now < last and self._busy):
+            self.turn(1e3 * _DRAIN_S)
             now = time.monotonic()
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             self._drop(connection)
 
-    def _accept(self, listener: socket.socket) -> None:
+    @property
+    def _busy(self) -> bool:
+        return any(connection.busy for connection in self._connections.values())
+
+    def _accept(self) -> None:
         """One at a time: the next may be for another replica on the same socket."""
         try:
-            client, _ = listener.accept()
+            client, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return  # another replica was faster, or the client has left
         connection = Connection(client, self._endpoint, self._in_flight)
-        self._connections.add(connection)
-        self._selector.register(connection, selectors.EVENT_READ)
+        self._connections[connection.fileno()] = connection
+        self._poll.register(connection, select.POLLIN)
 
-    def _serve(self, connection: Connection, events: int) -> None:
+    def _serve(self, connection: Connection) -> None:
         was_sending = connection.sending
         try:
-            if events & selectors.EVENT_WRITE:
+            if was_sending:
                 connection.flush()
             else:
                 connection.receive(self._buffer)
@@ -109,12 +114,12 @@ class _Server:
             self._drop(connection)
         elif connection.sending != was_sending:
             # Who does not read its answers is not listened to.
-            wanted = selectors.EVENT_WRITE if connection.sending else selectors.EVENT_READ
-            self._selector.modify(connection, wanted)
+            wanted = select.POLLOUT if connection.sending else select.POLLIN
+            self._poll.modify(connection, wanted)
 
     def _drop(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        self._selector.unregister(connection)
+        del self._connections[connection.fileno()]
+        self._poll.unregister(connection)
         connection.close()
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from main_model_fn.generation_spans import trace_call
 from main_model_fn.metering import StepMeter
 from main_model_fn.replica_split import SPLIT_FROM_ROUTES, split_over_replicas
-from main_model_fn.routes import Batch, Route
+from main_model_fn.routes import Batch, CallRows, Route
 from main_model_fn.transport import ExpertTransport, PendingReply
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import ExpertCall, RowDtype
@@ -40,12 +40,21 @@ _ROW_DTYPE: dict[torch.dtype, RowDtype] = {
 
 @dataclass(frozen=True, slots=True)
 class SentCall:
-    """A call under way: for `rows`, the batch's tokens it carried, and its experts' routes."""
+    """A call under way: for `rows`, the batch's tokens it carried, and its experts' routes.
+
+    None are all routes of the batch to its experts.
+    """
 
     pending: PendingReply
     rows: NDArray[np.intp]
-    routes: dict[int, Route]
+    experts: list[int]
+    routes: dict[int, Route] | None = None
     trace: Span | None = None
+
+    def routes_of(self, batch: Batch) -> dict[int, Route]:
+        if self.routes is not None:
+            return self.routes
+        return {expert: batch.routes[expert] for expert in self.experts}
 
 
 class FanOut:
@@ -76,28 +85,58 @@ class FanOut:
         One call; more where the function has replicas and enough to do, or where the payload limit
         asks for it. `deadline_s` is how long from now an answer is of use.
         """
+        dtype = _ROW_DTYPE[batch.hidden.dtype]
         return [
-            self._send(self._build_call(batch, rows, part), rows, part, deadline_s)
+            self._send(self._gather(batch, rows, part), dtype, part, deadline_s)
             for share in self._shares(routes)
             for rows, part in self._within_payload(batch, share)
         ]
 
+    def send_gathered(
+        self, rows: CallRows, dtype: torch.dtype, *, deadline_s: float | None = None
+    ) -> SentCall | None:
+        """The same of rows that are gathered already; None if one call may not be what they need."""
+        size_bytes = max(
+            len(rows.hidden) + len(rows.gate) * 2,
+            len(rows.hidden) * 4 // dtype.itemsize,
+        )
+        room = self._payload_limit_bytes - _ENVELOPE_BYTES - len(rows.experts) * _EXPERT_BYTES
+        if rows.offsets[-1] >= SPLIT_FROM_ROUTES or size_bytes > room:
+            return None
+        return self._send(rows, _ROW_DTYPE[dtype], None, deadline_s)
+
     def _send(
         self,
-        call: ExpertCall,
-        rows: NDArray[np.intp],
-        routes: dict[int, Route],
+        rows: CallRows,
+        dtype: RowDtype,
+        routes: dict[int, Route] | None,
         deadline_s: float | None,
     ) -> SentCall:
+        call = ExpertCall(
+            model_digest=self._model_digest,
+            layer=self._layer,
+            dtype=dtype,
+            rows=len(rows.tokens),
+            hidden=rows.hidden,
+            experts=rows.experts,
+            offsets=rows.offsets,
+            row_index=rows.row_index,
+            gate=rows.gate,
+        )
         trace = self._meter.trace
         if trace is None:
-            return SentCall(self._transport.send(call, deadline_s=deadline_s), rows, routes)
+            pending = self._transport.send(call, deadline_s=deadline_s)
+            return SentCall(pending, rows.tokens, rows.experts, routes)
         span = trace.child(
             "experts",
-            {"remoe.layer": call.layer, "remoe.experts": len(routes), "remoe.rows": call.rows},
+            {
+                "remoe.layer": call.layer,
+                "remoe.experts": len(call.experts),
+                "remoe.rows": call.rows,
+            },
         )
         pending = self._transport.send(call, deadline_s=deadline_s, traceparent=span.traceparent)
-        return SentCall(pending, rows, routes, span)
+        return SentCall(pending, rows.tokens, rows.experts, routes, span)
 
     def _shares(self, routes: dict[int, Route]) -> list[dict[int, Route]]:
         if sum(len(route.tokens) for route in routes.values()) < SPLIT_FROM_ROUTES:
@@ -129,17 +168,13 @@ class FanOut:
             parts = {expert: r.of_tokens(rows[0], rows[-1]) for expert, r in routes.items()}
             yield rows, {expert: part for expert, part in parts.items() if len(part.tokens)}
 
-    def _build_call(
-        self, batch: Batch, rows: NDArray[np.intp], routes: dict[int, Route]
-    ) -> ExpertCall:
+    @staticmethod
+    def _gather(batch: Batch, rows: NDArray[np.intp], routes: dict[int, Route]) -> CallRows:
         routed = batch.routed(routes)
         whole = len(rows) == len(routed.hidden)
         row_index = routed.row_index if whole else rows.searchsorted(routed.row_index)
-        return ExpertCall(
-            model_digest=self._model_digest,
-            layer=self._layer,
-            dtype=_ROW_DTYPE[batch.hidden.dtype],
-            rows=len(rows),
+        return CallRows(
+            tokens=rows,
             hidden=(routed.hidden if whole else routed.hidden[rows]).tobytes(),
             experts=list(routes),
             offsets=list(routed.offsets),
@@ -147,7 +182,7 @@ class FanOut:
             gate=routed.gate.astype("<f4", copy=False).tobytes(),
         )
 
-    def receive(self, call: SentCall) -> torch.Tensor | None:
+    def receive(self, call: SentCall) -> bytes | None:
         """Partial sums, float32 [rows of the call, hidden]; None if the function is lost.
 
         The caller then computes the call's routes itself: the answer stays the model's own.
@@ -158,7 +193,7 @@ class FanOut:
             _log.warning(
                 "expert_computed_locally",
                 layer=self._layer,
-                experts=list(call.routes),
+                experts=call.experts,
                 reason=error.message,
             )
             self._meter.record_fallback(call.rows)
@@ -169,5 +204,4 @@ class FanOut:
         if call.trace is not None:
             trace_call(call.trace, result)
         self._meter.record_call(call.rows, result, self._function_memory_gb)
-        partial = torch.frombuffer(bytearray(result.partial), dtype=torch.float32)
-        return partial.view(len(call.rows), -1)
+        return result.partial

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Self
+from typing import NamedTuple, Self
 
 import httptools
 
@@ -17,6 +17,7 @@ from remoe.lifecycle import REPLICA_HEADER
 __all__ = ["BROKEN", "BrokenReplyError", "HttpAddress", "HttpConnection", "HttpReply", "wait_for"]
 
 _REPLICA_HEADER = REPLICA_HEADER.encode()
+_OK = int(HTTPStatus.OK)
 
 
 class BrokenReplyError(Exception):
@@ -39,8 +40,7 @@ class HttpAddress:
         return "".join(f"{line}\r\n" for line in lines).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class HttpReply:
+class HttpReply(NamedTuple):
     status: int
     body: bytes
 
@@ -68,6 +68,7 @@ class HttpConnection:
         self._reply: HttpReply | None = None
         self.keep_alive = True
         self.replica = ""
+        self._replica = b""
 
     @classmethod
     def open(cls, address: HttpAddress, buffer: memoryview, body_limit_bytes: int) -> Self:
@@ -105,7 +106,7 @@ class HttpConnection:
 
     def send(self, head: bytes, body: bytes = b"") -> None:
         """Send a request made by `HttpAddress.request`, or as much of it as there is room for."""
-        head += b"Content-Length: %d\r\n\r\n" % len(body)
+        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
         self._waiting = True
         self._reply = None
         try:
@@ -129,11 +130,13 @@ class HttpConnection:
         """Send and take what can be sent and taken now; the reply, once it is whole."""
         if self._unsent:
             self.flush()
-        with contextlib.suppress(BlockingIOError):
+        try:
             size = self._socket.recv_into(self._buffer)
-            if not size:
-                raise ConnectionResetError("the connection ended before the reply")
-            self._parser.feed_data(self._buffer[:size])
+        except BlockingIOError:
+            return self._reply
+        if not size:
+            raise ConnectionResetError("the connection ended before the reply")
+        self._parser.feed_data(self._buffer[:size])
         if self._reply is not None and self._unsent:
             self.keep_alive = False  # answered before it had read all: out of step from now on
         return self._reply
@@ -148,8 +151,9 @@ class HttpConnection:
         self._body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name == _REPLICA_HEADER or name.lower() == _REPLICA_HEADER:
-            self.replica = value.decode("latin-1")
+        known = name == _REPLICA_HEADER or name.lower() == _REPLICA_HEADER
+        if known and value != self._replica:
+            self._replica, self.replica = value, value.decode("latin-1")
 
     def on_body(self, chunk: bytes) -> None:
         self._body_bytes += len(chunk)
@@ -159,7 +163,7 @@ class HttpConnection:
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < HTTPStatus.OK:
+        if status < _OK:
             return  # "100 Continue" and its like come before the reply
         self._waiting = False
         self.keep_alive = self._parser.should_keep_alive()

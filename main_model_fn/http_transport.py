@@ -43,6 +43,7 @@ from remoe.topology import ExpertEndpoint, Topology
 __all__ = ["HttpTransport"]
 
 _log = structlog.get_logger()
+_OK = int(HTTPStatus.OK)
 _encoder = msgspec.msgpack.Encoder()
 _reply_decoder = msgspec.msgpack.Decoder(ExpertReply)
 _failure_decoder = msgspec.msgpack.Decoder(ExpertFailure)
@@ -231,7 +232,7 @@ class _HttpPending:
         self._channel.connections.give_back(connection)
 
     def _read(self, reply: HttpReply, replica: str) -> RemoteResult:
-        if reply.status != HTTPStatus.OK:
+        if reply.status != _OK:
             raise _refusal(reply)
         try:
             answer = _reply_decoder.decode(reply.body)

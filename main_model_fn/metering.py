@@ -138,8 +138,8 @@ class StepMeter:
             meter.ledger.local_fallbacks += 1
 
     def _shares(self, rows: NDArray[np.intp]) -> list[tuple[RequestMeter, float, int]]:
-        if not self._step:
-            return []
+        if len(self._step) < 2:
+            return [(span.meter, 1.0, len(rows)) for span in self._step]
         counts = np.bincount(self._owner[rows], minlength=len(self._step))
         return [
             (span.meter, count / len(rows), int(count))

@@ -17,7 +17,7 @@ from main_model_fn.local_experts import ExpertsModule, NativeResidents
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_attention import Paged, paged_step
 from main_model_fn.native_stack import DecoderLayer, KeysAndValues, NativeStack
-from main_model_fn.routes import Batch
+from main_model_fn.native_stop import Stop
 from main_model_fn.split import LayerExperts
 from remoe.kernel.native_library import NativePool
 
@@ -34,7 +34,7 @@ class NativeDecoder:
         self._embed, self._rotary, self._norm = (
             body.get_submodule(name) for name in ("embed_tokens", "rotary_emb", "norm")
         )
-        self._layers = layers
+        self._modules = [cast("ExpertsModule", layer.experts) for layer in layers]
         self._splits: list[LayerExperts] = [cast("Any", layer.experts).remoe for layer in layers]
         self._numbers = [split.layer for split in self._splits]
         self._stack = NativeStack(layers, pool)
@@ -52,21 +52,19 @@ class NativeDecoder:
         paged = None
         if input_ids is not None and position_ids is not None:
             paged = paged_step(kwargs, self._numbers[0])
-        # Who wants to see each layer's input is asked by the modules.
-        watched = any(split.observe is not None for split in self._splits)
-        if paged is None or watched or not self._knows(kwargs["cache"]):
+        if paged is None or not self._knows(kwargs["cache"]):
             return self._library(input_ids=input_ids, position_ids=position_ids, **kwargs)
         hidden = self._embed(input_ids)
         angles = self._rotary(hidden, position_ids=position_ids)
         residents = [cast("NativeResidents", split.local.residents) for split in self._splits]
         self._stack.use(self._caches, residents)
-        hidden, index = self._stack.run(hidden[0], angles, paged, self._compute)
+        watched = any(split.observe is not None for split in self._splits)
+        hidden, index = self._stack.run(hidden[0], angles, paged, self._answer, watched=watched)
         self._meter.record_all_routes(self._numbers, index.numpy())
         return MoeModelOutputWithPast(last_hidden_state=self._norm(hidden)[None])
 
-    def _compute(self, place: int, batch: Batch) -> torch.Tensor:
-        module = cast("ExpertsModule", self._layers[place].experts)
-        return self._splits[place].compute(module, batch)
+    def _answer(self, place: int, stop: Stop) -> None:
+        self._splits[place].answer(self._modules[place], stop)
 
     def _knows(self, cache: Any) -> bool:
         """Whether all layers read and write the same places of it."""
@@ -128,6 +126,9 @@ class _SomeExperts:
         weight = (gates.float() * (index + 1)).sum(-1, keepdim=True)
         return (hidden.float() * weight).to(hidden.dtype)
 
+    def answer(self, stop: Stop) -> None:
+        stop.total.copy_(self.forward(None, *stop.batch().given))
+
 
 def _agrees(module: nn.Module, layer: DecoderLayer, rotary: nn.Module, pool: NativePool) -> bool:
     """Whether the kernel's layer gives the same as the library's, whatever the experts do."""
@@ -155,7 +156,7 @@ def _agrees(module: nn.Module, layer: DecoderLayer, rotary: nn.Module, pool: Nat
         hidden[0],
         angles,
         Paged(cache[0], cache[1], places, ends, ends, places),
-        lambda _, batch: some.forward(None, batch.hidden, batch.index, batch.gates),
+        lambda _, stop: some.answer(stop),
     )
     error = (got.float() - expected[0].float()).abs().amax(-1)  # of each row
     close = error <= 16 * torch.finfo(dtype).eps * expected.float().abs().max()

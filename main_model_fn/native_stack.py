@@ -13,7 +13,7 @@ from main_model_fn.local_experts import NativeResidents
 from main_model_fn.native_attention import NativeAttention, Paged
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.native_norm import NativeNorm
-from main_model_fn.routes import Batch
+from main_model_fn.native_stop import StepBuffers, Stop
 from remoe.kernel.native_library import (
     Attention,
     Decoding,
@@ -30,7 +30,7 @@ from remoe.kernel.projector import StoredWeights
 
 __all__ = ["DecoderLayer", "NativeStack"]
 
-ComputeExperts = Callable[[int, Batch], torch.Tensor]
+ComputeExperts = Callable[[int, Stop], None]
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 _ROUNDING = 1e-2  # of a sum of bfloat16 numbers that is 1
@@ -83,24 +83,18 @@ def _rows(weight: torch.Tensor) -> torch.Tensor:
     return rows.to(weight.dtype)
 
 
-class _Buffers:
-    """What the layers of a step hand to each other, for up to `rows` new tokens."""
+class _Buffers(StepBuffers):
+    """And what the layers of a step hand to each other."""
 
     def __init__(self, rows: int, dtype: torch.dtype, layers: Sequence[DecoderLayer]) -> None:
-        router = layers[0].router.get_parameter("weight")
-        self.rows = rows
-        self.top_k = cast("int", layers[0].router.top_k)
-        experts, width = router.shape
-
-        def make(columns: int, kind: torch.dtype = dtype) -> torch.Tensor:
-            return torch.empty((rows, columns), dtype=kind)
-
+        experts, width = layers[0].router.get_parameter("weight").shape
+        top_k = cast("int", layers[0].router.top_k)
+        super().__init__(rows, width, dtype, layers=len(layers), experts=experts, top_k=top_k)
         query, key, value = layers[0].attention.columns
-        self.hidden, self.normed, self.added = make(width), make(width), make(width)
-        self.query, self.key, self.value, self.heads = (make(n) for n in (query, key, value, query))
-        self.logits, self.gate = make(experts), make(self.top_k, torch.float32)
-        self.total = make(width, torch.float32)
-        self.index = torch.empty(len(layers) * rows * self.top_k, dtype=torch.int64)
+        self.hidden, self.added, self.query, self.key, self.value, self.heads, self.logits = (
+            torch.empty((rows, columns), dtype=dtype)
+            for columns in (width, width, query, key, value, query, experts)
+        )
 
 
 class NativeStack:
@@ -135,12 +129,14 @@ class NativeStack:
         angles: tuple[torch.Tensor, torch.Tensor],
         paged: Paged,
         compute: ComputeExperts,
+        *,
+        watched: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, width] through all layers to the same, and all routes [layers, rows, top_k].
 
-        `paged` says who reads and writes where. `compute` is asked, by the layer's place, for the
-        sum over a batch's experts where not all of them are here. Both results are overwritten by
-        the next step.
+        `paged` says who reads and writes where. `compute` is called with a layer's place where not
+        all of its chosen experts are here, or at every layer if the step is `watched`, and
+        computes them. Both results are overwritten by the next step.
         """
         rows = len(hidden)
         if rows > self._buffers.rows:
@@ -154,12 +150,11 @@ class NativeStack:
         step.cosine, step.sine = cosine.data_ptr(), sine.data_ptr()
         step.write, step.read = paged.write.data_ptr(), paged.read.data_ptr()
         step.row_ends, step.read_ends = paged.row_ends.data_ptr(), paged.read_ends.data_ptr()
-        step.layer, step.given = 0, None
+        step.layer = step.stopped = 0
+        step.watched = watched
         self._pool.decode(step)
         while step.layer < step.layers:
-            batch = Batch.of(held.normed[:rows], index[step.layer], held.gate[:rows])
-            output = compute(step.layer, batch).contiguous()
-            step.given = output.data_ptr()
+            compute(step.layer, self._stop)
             self._pool.decode(step)
         return held.hidden[:rows], index
 
@@ -183,12 +178,14 @@ class NativeStack:
             total=held.total.data_ptr(),
             index=held.index.data_ptr(),
             gate=held.gate.data_ptr(),
+            elsewhere=held.elsewhere,
         )
+        self._stop = Stop(held, self._step, self._pool)
 
     def _experts(self, residents: NativeResidents | None) -> Routed:
         held = self._buffers
         if residents is None:  # all of them are elsewhere
-            call = Routed(experts=0)
+            call = Routed(experts=len(held.expert))
         else:
             call = Routed.from_buffer_copy(residents.table.call)
         call.top_k = held.top_k

@@ -37,7 +37,9 @@ class ReplicaConnections:
 
         A connection that the function closed meanwhile is noticed before it is used.
         """
-        usable = [connection for connection in self._idle if connection.replica not in avoid]
+        usable = self._idle.copy()
+        if avoid:
+            usable = [connection for connection in usable if connection.replica not in avoid]
         if self._busy and len(usable) > 1:
             calls = [connection.replica for connection in self._busy]
             usable.sort(key=lambda idle: -calls.count(idle.replica))

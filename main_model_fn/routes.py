@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from remoe.kernel.interface import RoutedRows
 
-__all__ = ["Batch", "Grouped", "Route", "routes_by_expert"]
+__all__ = ["Batch", "CallRows", "Grouped", "Route", "routes_by_expert"]
 
 
 class Route(NamedTuple):
@@ -70,6 +70,20 @@ class Grouped(NamedTuple):
     gates: torch.Tensor
 
 
+class CallRows(NamedTuple):
+    """Rows for some experts as a call carries them (remoe/expert_call.py).
+
+    `tokens` [rows] says which of the batch's they are, in ascending order.
+    """
+
+    tokens: NDArray[np.intp]
+    hidden: bytes
+    experts: list[int]
+    offsets: list[int]
+    row_index: bytes
+    gate: bytes
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a layer was called with: `hidden` [tokens, hidden], `gates` [tokens, top_k].
@@ -97,6 +111,11 @@ class Batch:
         index, host_gates, *rows = (tensor.to("cpu", non_blocking=True) for tensor in wanted)
         torch.cuda.current_stream(hidden.device).synchronize()
         return cls(hidden, index, gates, chosen, rows[0] if rows else None, host_gates)
+
+    @property
+    def given(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As an experts module is called."""
+        return self.hidden, self.chosen, self.gates
 
     @cached_property
     def routes(self) -> dict[int, Route]:

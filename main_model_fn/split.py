@@ -15,6 +15,7 @@ import torch
 from main_model_fn.fan_out import FanOut, SentCall
 from main_model_fn.local_experts import ExpertsModule, LocalExperts
 from main_model_fn.metering import StepMeter
+from main_model_fn.native_stop import Stop
 from main_model_fn.routes import Batch
 
 __all__ = ["EXPERTS_IMPLEMENTATION", "LayerExperts", "split_experts_forward"]
@@ -72,15 +73,43 @@ class LayerExperts:
             self._add_remote(total, module, batch, call)
         return total.to(hidden.dtype)
 
+    def answer(self, module: ExpertsModule, stop: Stop) -> None:
+        """The same where the kernel stopped among its layers, into the stop's sum."""
+        if self.observe is not None:
+            batch = stop.batch()
+            self.observe(self.layer, batch.hidden.clone(), batch.index.clone())
+        rows = stop.elsewhere()
+        if rows is None:
+            stop.compute_here()
+            return
+        deadline_s = self._meter.remaining_s(time.monotonic())
+        call = self._fan_out.send_gathered(rows, stop.dtype, deadline_s=deadline_s)
+        if call is None:
+            batch = stop.batch()
+            routes = {expert: batch.routes[expert] for expert in rows.experts}
+            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s)
+            stop.compute_here()
+            for part in sent:
+                self._add_remote(stop.total, module, batch, part)
+            return
+        stop.compute_here()
+        partial = self._fan_out.receive(call)
+        if partial is None:
+            batch = stop.batch()
+            self.local.add_lost(stop.total, module, batch, call.routes_of(batch))
+        else:
+            stop.add(partial)
+
     def _add_remote(
         self, total: torch.Tensor, module: ExpertsModule, batch: Batch, call: SentCall
     ) -> None:
         """Add the returned partial sums, or compute them here if the function is lost."""
         partial = self._fan_out.receive(call)
         if partial is None:
-            self.local.add_lost(total, module, batch, call.routes)
+            self.local.add_lost(total, module, batch, call.routes_of(batch))
             return
-        rows = partial.to(total.device, total.dtype)
+        rows = torch.frombuffer(bytearray(partial), dtype=torch.float32)
+        rows = rows.view(len(call.rows), -1).to(total.device, total.dtype)
         if len(total) == 1:
             total += rows
         else:

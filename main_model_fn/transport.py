@@ -6,16 +6,16 @@ without an event loop in the forward pass (docs/adr/0002-expert-protocol.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from remoe.expert_call import ExpertCall
 
 __all__ = ["ExpertTransport", "PendingReply", "RemoteResult"]
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteResult:
+class RemoteResult(msgspec.Struct, frozen=True):
     """`partial` is float32 [rows, hidden] as bytes; `cold_start_s` is what this call waited.
 
     `replica` names who answered. `busy_s` is the computing time of every replica that was given the call, the `hedges` included.

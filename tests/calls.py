@@ -28,3 +28,8 @@ def expert_call(
         row_index=np.array([row for row, _ in pairs], "<i4").tobytes(),
         gate=np.array([gate for _, gate in pairs], "<f4").tobytes(),
     )
+
+
+def sums(partial: bytes, rows: int) -> NDArray[np.float32]:
+    """A reply's partial sums, [rows, hidden]."""
+    return np.frombuffer(partial, "<f4").reshape(rows, -1)

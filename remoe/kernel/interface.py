@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remoe.activation import SILU, Activation
+from remoe.expert_call import ExpertCall
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 
@@ -64,6 +65,10 @@ class ExpertKernel(Protocol):
 
         It is added to `total`, C-contiguous, if one is given.
         """
+        ...
+
+    def answer(self, call: ExpertCall) -> bytes:
+        """What a call asks for, float32 [rows, hidden_size]; it was checked."""
         ...
 
     def forget(self, expert: ExpertId) -> None:

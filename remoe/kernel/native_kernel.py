@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remoe.activation import SILU, Activation, ActivationName
+from remoe.expert_call import ITEM_BYTES, ExpertCall, RowDtype
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 from remoe.kernel.interface import ReadExpert, RoutedRows
@@ -23,6 +24,9 @@ _ACTIVATIONS: dict[ActivationName, int] = {
     "gelu_tanh": 2,
     "clamped_swiglu": 3,
 }
+
+
+_DTYPES: dict[RowDtype, int] = {"float32": 0, "bfloat16": 1, "float16": 2}
 
 
 class _Expert(ctypes.Structure):
@@ -54,6 +58,24 @@ class _Call(ctypes.Structure):
     )
     kept: object = None
     """What the addresses lie in."""
+
+
+class _Bytes(ctypes.Structure):
+    _fields_ = (("values", ctypes.c_char_p), ("dtype", ctypes.c_int64))
+
+
+class _BytesCall(ctypes.Structure):
+    """A `_Call` whose arrays are Python's bytes, which it keeps alive."""
+
+    _fields_ = tuple(
+        (
+            name,
+            {"row_index": ctypes.c_char_p, "gate_weight": ctypes.c_char_p, "input": _Bytes}.get(
+                name, kind
+            ),
+        )
+        for name, kind in _Call._fields_
+    )
 
 
 class _Held:
@@ -148,7 +170,7 @@ class NativeKernel:
         self._read = read
         self._pool = pool
         self._activation = activation
-        self._experts: dict[ExpertId, _Held] = {}
+        self._experts: dict[tuple[int, int], _Held] = {}
         self.description = pool.description
 
     @property
@@ -166,6 +188,36 @@ class NativeKernel:
         if experts:
             self._pool.forward(self._call(experts, rows, total))
         return total
+
+    def answer(self, call: ExpertCall) -> bytes:
+        # Without an array: numpy's code would have to come back into the processor's caches, which
+        # the weights of the last call went through, for each call of one row.
+        held = [self._hold(call.layer, index) for index in call.experts]
+        partial = bytearray(len(call.hidden) // ITEM_BYTES[call.dtype] * 4)
+        if not held or not partial:
+            return bytes(partial)
+        count = len(held)
+        pointers = (ctypes.c_void_p * count)(*[expert.address for expert in held])
+        offsets = (ctypes.c_int64 * (count + 1))(*call.offsets)
+        output = ctypes.c_char.from_buffer(partial)
+        self._pool.forward(
+            _BytesCall(
+                len(partial) // call.rows // 4,
+                held[0].inner,
+                _ACTIVATIONS[self._activation.name],
+                self._activation.alpha,
+                self._activation.limit,
+                count,
+                call.rows,
+                ctypes.addressof(pointers),
+                ctypes.addressof(offsets),
+                call.row_index,
+                call.gate,
+                _Bytes(call.hidden, _DTYPES[call.dtype]),
+                ctypes.addressof(output),
+            )
+        )
+        return bytes(partial)
 
     def start(
         self, experts: Sequence[ExpertId], rows: RoutedRows, total: NDArray[np.float32]
@@ -186,7 +238,7 @@ class NativeKernel:
         self, experts: Sequence[ExpertId], rows: RoutedRows, total: NDArray[np.float32]
     ) -> _Call:
         """The call, which keeps the weights it names alive; `rows` and `total` it does not."""
-        held = [self._hold(expert) for expert in experts]
+        held = [self._hold(expert.layer, expert.index) for expert in experts]
         pointers = (ctypes.c_void_p * len(held))(*[expert.address for expert in held])
         offsets = (ctypes.c_int64 * len(rows.offsets))(*rows.offsets)
         call = _Call(
@@ -209,27 +261,28 @@ class NativeKernel:
 
     def load(self, expert: ExpertId) -> None:
         """Have an expert's weights in memory before it is called."""
-        self._hold(expert).prefault()
+        self._hold(expert.layer, expert.index).prefault()
 
     def table(
         self, layer: int, resident: Iterable[int], *, experts: int, hidden: int
     ) -> ExpertTable:
         """Resident experts of a layer of so many, for rows of `hidden` numbers."""
-        held = {index: self._hold(ExpertId(layer, index)) for index in resident}
+        held = {index: self._hold(layer, index) for index in resident}
         return ExpertTable(
             self._pool, held, experts=experts, hidden=hidden, activation=self._activation
         )
 
     def forget(self, expert: ExpertId) -> None:
         """Keep nothing of an expert; it is read again if it is called again."""
-        self._experts.pop(expert, None)
+        self._experts.pop((expert.layer, expert.index), None)
 
     def close(self) -> None:
         """End the pool's threads; the kernel must not be used again."""
         self._pool.close()
 
-    def _hold(self, expert: ExpertId) -> _Held:
-        held = self._experts.get(expert)
+    def _hold(self, layer: int, index: int) -> _Held:
+        held = self._experts.get((layer, index))
         if held is None:
-            held = self._experts[expert] = _Held(self._read(expert))
+            held = _Held(self._read(ExpertId(layer, index)))
+            self._experts[layer, index] = held
         return held

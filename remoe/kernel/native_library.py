@@ -16,6 +16,7 @@ __all__ = [
     "DTYPES",
     "Attention",
     "Decoding",
+    "Elsewhere",
     "Layer",
     "Matrix",
     "NativePool",
@@ -28,9 +29,19 @@ __all__ = [
 ]
 
 # As in native/kernel.h.
-_ABI = 5
+_ABI = 6
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
+_CALLS = (
+    "forward",
+    "route",
+    "project",
+    "normalize",
+    "attend",
+    "choose",
+    "decode",
+    "decode_here",
+)
 
 
 class Matrix(ctypes.Structure):
@@ -139,19 +150,35 @@ class Layer(ctypes.Structure):
     )
 
 
+class Elsewhere(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("experts", ctypes.c_int64),
+        ("routes", ctypes.c_int64),
+        ("token", ctypes.c_void_p),
+        ("hidden", ctypes.c_void_p),
+        ("expert", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("row_index", ctypes.c_void_p),
+        ("gate_weight", ctypes.c_void_p),
+    )
+
+
 class Decoding(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("dtype", ctypes.c_int64),
         ("layers", ctypes.c_int64),
+        ("watched", ctypes.c_int64),
         ("layer", ctypes.c_int64),
+        ("stopped", ctypes.c_int64),
         ("each", ctypes.c_void_p),
         ("hidden", ctypes.c_void_p),
         ("normed", ctypes.c_void_p),
-        ("given", ctypes.c_void_p),
         ("added", ctypes.c_void_p),
         ("total", ctypes.c_void_p),
+        ("partial", ctypes.c_char_p),  # given bytes, it keeps them alive
         ("index", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
         ("requests", ctypes.c_int64),
@@ -162,6 +189,7 @@ class Decoding(ctypes.Structure):
         ("row_ends", ctypes.c_void_p),
         ("read_ends", ctypes.c_void_p),
         ("read", ctypes.c_void_p),
+        ("elsewhere", Elsewhere),
     )
 
 
@@ -219,6 +247,10 @@ class NativePool:
         """Compute a decoder's layers until one has chosen an expert that is not in its table."""
         self._checked(self._library.remoe_decode(self._handle, ctypes.byref(step)))
 
+    def decode_here(self, step: Decoding) -> None:
+        """At the layer where `decode` stopped, add what the experts in its table give."""
+        self._checked(self._library.remoe_decode_here(self._handle, ctypes.byref(step)))
+
     def start(self, call: ctypes.Structure) -> Callable[[], None]:
         """Begin a `struct call` on a thread beside; what is returned waits for its end.
 
@@ -272,7 +304,7 @@ def _open_library(path: Path) -> ctypes.CDLL:
         raise KernelUnavailableError(f"{path} was built from other sources: {again}")
     library.remoe_open.restype = ctypes.c_void_p
     library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
-    for name in ("forward", "route", "project", "normalize", "attend", "choose", "decode"):
+    for name in _CALLS:
         getattr(library, f"remoe_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.remoe_aside_open.restype = ctypes.c_void_p
     library.remoe_aside_open.argtypes = [ctypes.c_void_p, ctypes.c_int64]

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remoe.activation import SILU, Activation, ActivationName
+from remoe.expert_call import ExpertCall
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
+from remoe.kernel.calls import routed_rows
 from remoe.kernel.interface import ReadExpert, RoutedRows
 from remoe.mapped import MappedTensor, to_float32
 
@@ -78,6 +80,10 @@ class NumpyKernel:
                 output = expert_forward(hidden[index], self._matrices(expert), self._activation)
                 total[index] += rows.gate[routes, None] * output
         return total
+
+    def answer(self, call: ExpertCall) -> bytes:
+        experts = [ExpertId(call.layer, index) for index in call.experts]
+        return self.weighted_sum(experts, routed_rows(call)).astype("<f4", copy=False).tobytes()
 
     def forget(self, expert: ExpertId) -> None:
         self._weights.pop(expert, None)

@@ -16,7 +16,7 @@ from expert_fn.compute import ExpertComputer, RefusedCallError
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall
 from remoe.kernel.numpy_kernel import silu
-from tests.calls import expert_call
+from tests.calls import expert_call, sums
 from tests.tiny_families import build_tiny_family
 from tests.tiny_model import EXPERTS, HIDDEN, LAYERS, reference
 
@@ -65,7 +65,8 @@ def test_weighted_sums_equal_torchs(
     call = expert_call(checkpoint.digest, hidden, routes, layer=layer)
     with torch.no_grad():
         expected = torch_experts[layer](*map(torch.from_numpy, (hidden, chosen, gates)))
-    np.testing.assert_allclose(computer.compute(call), expected.numpy(), rtol=1e-4, atol=1e-5)
+    got = sums(computer.compute(call), rows)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_only_called_experts_are_read(checkpoint: Checkpoint) -> None:
@@ -74,6 +75,17 @@ def test_only_called_experts_are_read(checkpoint: Checkpoint) -> None:
     hidden = np.ones((1, HIDDEN), np.float32)
     computer.compute(expert_call(checkpoint.digest, hidden, {2: [(0, 1.0)]}))
     assert computer.loaded == 1
+
+
+def one_row(**change: object) -> dict[str, object]:
+    """What makes a good call one of a single row with two routes, and `change`."""
+    two = {"row_index": bytes(8), "gate": bytes(8), "experts": [0, 3], "offsets": [0, 1, 2]}
+    return {"rows": 1, "hidden": bytes(4 * HIDDEN), **two, **change}
+
+
+def test_one_row_may_go_to_two_experts(computer: ExpertComputer, checkpoint: Checkpoint) -> None:
+    call = msgspec.structs.replace(good_call(checkpoint), **one_row())
+    assert not sums(computer.compute(call), 1).any()
 
 
 def good_call(checkpoint: Checkpoint) -> ExpertCall:
@@ -99,6 +111,8 @@ def good_call(checkpoint: Checkpoint) -> ExpertCall:
         ({"row_index": np.array([0, 1, 2], "<i4").tobytes()}, "wrong_shape"),
         ({"row_index": np.array([0, 1, -1], "<i4").tobytes()}, "wrong_shape"),
         ({"row_index": np.array([1, 1, 0], "<i4").tobytes()}, "wrong_shape"),
+        (one_row(row_index=np.array([0, 1], "<i4").tobytes()), "wrong_shape"),
+        (one_row(experts=[0], offsets=[0, 2]), "wrong_shape"),
     ],
 )
 def test_refuses_what_it_cannot_answer_rightly(
@@ -121,4 +135,5 @@ def test_a_call_to_a_dense_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedCallError, match="layer 0 is dense") as refused:
         computer.compute(call)
     assert refused.value.code == "unknown_expert"
-    assert computer.compute(msgspec.structs.replace(call, layer=1)).shape == (1, HIDDEN)
+    answer = computer.compute(msgspec.structs.replace(call, layer=1))
+    assert sums(answer, 1).shape == (1, HIDDEN)

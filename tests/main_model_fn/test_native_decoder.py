@@ -14,9 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from main_model_fn.engine import Engine
+from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.loading import load_split_model
 from main_model_fn.native_decoder import NativeDecoder
 from remoe.checkpoint import Checkpoint
+from remoe.expert_call import MAX_BODY_BYTES
 from remoe.experts import Partition
 from remoe.kernel.native_library import Decoding, NativePool
 from tests.main_model_fn.asking import ask, events, generate
@@ -63,6 +65,8 @@ def load(
     pool: NativePool,
     remote: tuple[tuple[int, ...], ...],
     dtype: torch.dtype = torch.float32,
+    transport: InProcessTransport | None = None,
+    payload_limit_bytes: int = MAX_BODY_BYTES,
 ) -> tuple[PreTrainedModel, Any]:
     meter = new_meter()
     model = load_split_model(
@@ -70,10 +74,11 @@ def load(
         partition=Partition(experts=4, remote=remote),
         dtype=dtype,
         device=torch.device("cpu"),
-        transport=InProcessTransport(checkpoint.model_dir),
+        transport=transport or InProcessTransport(checkpoint.model_dir),
         function_memory_gb=dict.fromkeys(range(3), 0.5),
         meter=meter,
         pool=pool,
+        payload_limit_bytes=payload_limit_bytes,
     )
     return model, meter
 
@@ -132,6 +137,46 @@ def test_python_is_asked_only_where_an_expert_is_remote(
             answers(engine)
         assert set(counting.stops) == stops
         monkeypatch.undo()
+
+
+def test_a_call_that_is_lost_or_too_large_changes_no_answer(
+    checkpoint: Checkpoint, pool: NativePool
+) -> None:
+    remote = ((0, 1), (0, 1, 2, 3), (2,))
+    model, meter = load(checkpoint, pool, remote)
+    with serving(model, meter) as engine:
+        expected = answers(engine)
+    lossy = InProcessTransport(checkpoint.model_dir)
+    lossy.refuse = {0, 2}
+    limit = 512 + 4 * 10 + 5 * (4 * 32 + 2 * 8)  # five rows a call
+    for transport, limit_bytes in ((lossy, MAX_BODY_BYTES), (None, limit)):
+        model, meter = load(
+            checkpoint, pool, remote, transport=transport, payload_limit_bytes=limit_bytes
+        )
+        with serving(model, meter) as engine:
+            got = answers(engine)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert ours[0] == theirs[0]
+            assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
+
+
+def test_who_watches_sees_what_the_modules_show(checkpoint: Checkpoint, pool: NativePool) -> None:
+    model, meter = load(checkpoint, pool, ((), (0, 3), (0, 1, 2, 3)))
+    body = model.base_model
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    for module in experts_by_layer(model).values():
+        module.remoe.observe = lambda *told: seen.append(told)
+    told = []
+    for _ in range(2):
+        with serving(model, meter) as engine:
+            asyncio.run(events(engine, ask(PROMPTS[0], tokens=3)))
+        told.append(list(seen))
+        seen.clear()
+        vars(body).pop("forward", None)  # then by the library's
+    assert [layer for layer, *_ in told[0]] == [layer for layer, *_ in told[1]] == 3 * [0, 1, 2]
+    for (_, hidden, index), (_, their_hidden, their_index) in zip(*told, strict=True):
+        assert torch.allclose(hidden, their_hidden, atol=1e-5)
+        assert torch.equal(index.sort(-1).values, their_index.sort(-1).values)
 
 
 def test_in_bfloat16_it_is_as_close_to_float32_as_transformers_is(

@@ -42,13 +42,11 @@ static int attend_rows(struct kernel *kernel, const struct layer *layer,
 
 /* Who is to compute what: the router's choices of norm(hidden). */
 static int route_rows(struct kernel *kernel, const struct layer *layer,
-                      const struct decoding *step, struct routed *experts) {
+                      const struct decoding *step) {
     struct router router = layer->router;
-    router.rows = experts->rows = step->rows;
+    router.rows = step->rows;
     router.index = step->index + step->layer * step->rows * router.top_k;
     router.gate = step->gate;
-    experts->index = router.index;
-    experts->gate = router.gate;
     return normalize_rows(kernel, layer->experts_norm, step->rows) ||
            project_rows(kernel, layer->logits, step->rows) || choose(kernel, &router);
 }
@@ -59,25 +57,87 @@ static int all_here(const struct routed *experts) {
     return 1;
 }
 
+/* Say what others are to compute. */
+static int gather_elsewhere(struct kernel *kernel, const struct routed *experts,
+                            struct decoding *step) {
+    struct elsewhere *to = &step->elsewhere;
+    size_t offset_bytes = (experts->experts + 2) * sizeof(int64_t);
+    size_t bytes = offset_bytes + (size_t)experts->rows * sizeof(int32_t);
+    size_t row_bytes = (size_t)step->width * (step->dtype == FLOAT32 ? 4 : 2);
+    if (grow(&kernel->routes, &kernel->route_bytes, bytes, 1, 1)) return NO_MEMORY;
+    int64_t *offsets = kernel->routes;
+    int32_t *place = (int32_t *)((char *)kernel->routes + offset_bytes); /* of a token's row */
+    gather(experts, 0, offsets, to->row_index, to->gate_weight);
+    to->rows = to->experts = 0;
+    to->routes = offsets[experts->experts];
+    memset(place, -1, experts->rows * sizeof *place);
+    for (int64_t i = 0; i < to->routes; i++) place[to->row_index[i]] = 0;
+    for (int64_t token = 0; token < experts->rows; token++) {
+        if (place[token] < 0) continue;
+        memcpy((char *)to->hidden + to->rows * row_bytes,
+               (const char *)step->normed + token * row_bytes, row_bytes);
+        place[token] = (int32_t)to->rows;
+        to->token[to->rows++] = token;
+    }
+    for (int64_t i = 0; i < to->routes; i++) to->row_index[i] = place[to->row_index[i]];
+    for (int64_t e = 0; e < experts->experts; e++) {
+        if (offsets[e] == offsets[e + 1]) continue;
+        to->expert[to->experts] = e;
+        to->offsets[to->experts++] = offsets[e];
+    }
+    to->offsets[to->experts] = to->routes;
+    return OK;
+}
+
+/* A layer's experts for the rows of a step, as its router chose. */
+static struct routed experts_of(const struct decoding *step) {
+    struct routed experts = step->each[step->layer].experts;
+    experts.rows = step->rows;
+    experts.index = step->index + step->layer * step->rows * experts.top_k;
+    experts.gate = step->gate;
+    return experts;
+}
+
+static int decode_here(struct kernel *kernel, struct decoding *step) {
+    struct routed experts = experts_of(step);
+    return route(kernel, &experts);
+}
+
+static void add_partial(struct decoding *step) {
+    const char *from = (const char *)step->partial;
+    for (int64_t row = 0; row < step->elsewhere.rows; row++) {
+        float *to = step->total + step->elsewhere.token[row] * step->width;
+        for (int64_t i = 0; i < step->width; i++, from += sizeof(float)) {
+            float value;
+            memcpy(&value, from, sizeof value);
+            to[i] += value;
+        }
+    }
+}
+
 static int decode(struct kernel *kernel, struct decoding *step) {
     const struct variant *variant = kernel->variant;
     size_t count = (size_t)(step->rows * step->width);
     for (; step->layer < step->layers; step->layer++) {
         const struct layer *layer = step->each + step->layer;
-        const void *outputs = step->given;
-        if (!outputs) {
-            struct routed experts = layer->experts;
+        if (!step->stopped) {
+            struct routed experts = experts_of(step);
             if (attend_rows(kernel, layer, step)) return NO_MEMORY;
             variant->add(step->hidden, step->added, step->dtype, count);
-            if (route_rows(kernel, layer, step, &experts)) return NO_MEMORY;
-            if (!all_here(&experts)) return OK;
+            if (route_rows(kernel, layer, step)) return NO_MEMORY;
             memset(step->total, 0, count * sizeof *step->total);
+            if (step->watched || !all_here(&experts)) {
+                step->stopped = 1;
+                return gather_elsewhere(kernel, &experts, step);
+            }
             if (route(kernel, &experts)) return NO_MEMORY;
-            variant->narrow(step->added, step->dtype, step->total, count);
-            outputs = step->added;
+        } else if (step->partial) {
+            add_partial(step);
         }
-        variant->add(step->hidden, outputs, step->dtype, count);
-        step->given = NULL;
+        step->stopped = 0;
+        step->partial = NULL;
+        variant->narrow(step->added, step->dtype, step->total, count);
+        variant->add(step->hidden, step->added, step->dtype, count);
     }
     return OK;
 }

@@ -324,20 +324,21 @@ static int forward(struct kernel *kernel, const struct call *call) {
 
 static inline int is_here(const struct routed *routed, size_t route) {
     int64_t expert = routed->index[route];
-    return expert >= 0 && expert < routed->experts && routed->table[expert];
+    return expert >= 0 && expert < routed->experts && routed->table && routed->table[expert];
 }
 
-/* The same routes, gathered by expert: each expert's in the order of the rows. */
-static void gather(const struct routed *routed, int64_t *offsets, int32_t *row_index,
+/* The routes whose experts are here, or elsewhere, gathered by expert: each expert's in the order
+ * of the rows. Of `offsets` there are two more than experts. */
+static void gather(const struct routed *routed, int here, int64_t *offsets, int32_t *row_index,
                    float *gate_weight) {
     size_t routes = routed->rows * routed->top_k;
     memset(offsets, 0, (routed->experts + 2) * sizeof *offsets);
     int64_t *next = offsets + 1; /* next[e] runs from the start of e's routes to their end */
     for (size_t i = 0; i < routes; i++)
-        if (is_here(routed, i)) offsets[routed->index[i] + 2]++;
+        if (is_here(routed, i) == here) offsets[routed->index[i] + 2]++;
     for (int64_t e = 0; e < routed->experts; e++) offsets[e + 2] += offsets[e + 1];
     for (size_t i = 0; i < routes; i++) {
-        if (!is_here(routed, i)) continue;
+        if (is_here(routed, i) != here) continue;
         int64_t place = next[routed->index[i]]++;
         row_index[place] = (int32_t)(i / routed->top_k);
         gate_weight[place] = routed->gate[i];
@@ -351,7 +352,7 @@ static int route(struct kernel *kernel, const struct routed *routed) {
     int64_t *offsets = kernel->routes;
     int32_t *row_index = (int32_t *)((char *)kernel->routes + offset_bytes);
     float *gate_weight = (float *)(row_index + routed->rows * routed->top_k);
-    gather(routed, offsets, row_index, gate_weight);
+    gather(routed, 1, offsets, row_index, gate_weight);
     struct call call = {
         .hidden = routed->hidden, .inner = routed->inner, .activation = routed->activation,
         .alpha = routed->alpha, .limit = routed->limit, .experts = routed->experts,
@@ -435,6 +436,7 @@ ONE_AT_A_TIME(normalize, const struct norm)
 ONE_AT_A_TIME(attend, const struct attention)
 ONE_AT_A_TIME(choose, const struct router)
 ONE_AT_A_TIME(decode, struct decoding)
+ONE_AT_A_TIME(decode_here, struct decoding)
 
 EXPORT int64_t remoe_kernel_abi(void) {
     return REMOE_KERNEL_ABI;

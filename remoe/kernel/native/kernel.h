@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 5
+#define REMOE_KERNEL_ABI 6
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -117,17 +117,32 @@ struct layer {
     struct routed experts;
 };
 
+/* Routes of a layer whose experts are elsewhere, gathered by expert as in `call`, and the rows that
+ * have any: each once, in order. */
+struct elsewhere {
+    int64_t rows, experts, routes;
+    int64_t *token;     /* [rows], which of the step's rows they are */
+    void *hidden;       /* [rows, width] */
+    int64_t *expert;    /* [experts] */
+    int64_t *offsets;   /* [experts + 1] */
+    int32_t *row_index; /* [routes], each in 0 .. rows - 1 */
+    float *gate_weight; /* [routes] */
+};
+
 /* A step through layers, of new tokens `hidden` [rows, width]. Where a chosen expert is not in the
- * table it stops: `layer` says where, `normed` [rows, width] and the router's outputs what is to be
- * computed. It goes on if called again with the experts' result as `given`. */
+ * table, or everywhere if it is `watched`, it stops at `layer`: the router's choices are made,
+ * `normed` [rows, width] is what experts are given, `elsewhere` what others are to compute, and
+ * `total` [rows, width] float32 zeros to which all of them add: those that are here when
+ * remoe_decode_here is called. If called again it goes on from `total`, after it added `partial`. */
 struct decoding {
-    int64_t rows, width, dtype, layers;
+    int64_t rows, width, dtype, layers, watched;
     int64_t layer;               /* where to start, and then where it stopped, or `layers` */
+    int64_t stopped;             /* whether it stopped within the layer */
     const struct layer *each;    /* [layers] */
     void *hidden, *normed;
-    const void *given;           /* [rows, width], or NULL */
     void *added;                 /* [rows, width], room for what is added to `hidden` */
-    float *total;                /* [rows, width], room for a sum over experts */
+    float *total;
+    const float *partial;        /* [elsewhere.rows, width] of any alignment, or NULL */
     int64_t *index;              /* [layers, rows, top_k] */
     float *gate;                 /* [rows, top_k] */
     int64_t requests, rotated;   /* and so on: as in `attention` */
@@ -135,6 +150,7 @@ struct decoding {
     const int64_t *write;
     const int32_t *row_ends, *read_ends;
     const int64_t *read;
+    struct elsewhere elsewhere;
 };
 struct kernel;
 

@@ -12,6 +12,7 @@ from remoe.kernel.native_kernel import ExpertTable, NativeKernel
 from remoe.kernel.native_library import (
     Attention,
     Decoding,
+    Elsewhere,
     Layer,
     Matrix,
     NativePool,
@@ -71,6 +72,12 @@ class DecoderCase:
         rng = np.random.default_rng(seed)
         self._kept: list[object] = []
         self.tables = [self._table(rng, held) for held in resident]
+        self.token = torch.zeros(self.rows, dtype=torch.int64)
+        self.carried = self._normal(self.rows, shape.width)
+        self.expert = torch.zeros(shape.experts, dtype=torch.int64)
+        self.offsets = torch.zeros(shape.experts + 1, dtype=torch.int64)
+        self.row_index = torch.zeros(self.rows * shape.top_k, dtype=torch.int32)
+        self.gate_weight = torch.zeros(self.rows * shape.top_k)
         self.layers = (Layer * shape.layers)(*(self._layer(place) for place in range(shape.layers)))
 
     def _normal(self, *shape: int) -> torch.Tensor:
@@ -142,7 +149,7 @@ class DecoderCase:
             experts,
         )
 
-    def together(self) -> tuple[torch.Tensor, list[int]]:
+    def together(self, *, watched: bool = False) -> tuple[torch.Tensor, list[int]]:
         """[rows, width] after all layers by one call, and the layers at which it stopped."""
         hidden, stops = self.x.clone(), list[int]()
         for layer in self.layers:
@@ -164,15 +171,49 @@ class DecoderCase:
             rotated=2,
             cosine=self.steps[0].cosine.data_ptr(),
             sine=self.steps[0].sine.data_ptr(),
+            elsewhere=Elsewhere(
+                token=self.token.data_ptr(),
+                hidden=self.carried.data_ptr(),
+                expert=self.expert.data_ptr(),
+                offsets=self.offsets.data_ptr(),
+                row_index=self.row_index.data_ptr(),
+                gate_weight=self.gate_weight.data_ptr(),
+            ),
             **{name: tensor.data_ptr() for name, tensor in paging.items()},
         )
+        step.watched = watched
         self.pool.decode(step)
         while step.layer < step.layers:
             stops.append(step.layer)
-            given = self._experts(step.layer, self.index[step.layer].clone())
-            step.given = given.data_ptr()
+            self._answer(step)
             self.pool.decode(step)
         return hidden, stops
+
+    def _answer(self, step: Decoding) -> None:
+        """Check what is said to be elsewhere, and send it back times the number of its routes."""
+        index = self.index[step.layer]
+        away = ~torch.isin(index, torch.tensor(sorted(self.tables[step.layer].experts)))
+        found = step.elsewhere
+        tokens = away.any(1).nonzero()[:, 0]
+        assert self.token[: found.rows].tolist() == tokens.tolist()
+        assert torch.equal(self.carried[: found.rows], self.normed[tokens])
+        experts = sorted(set(index[away].tolist()))
+        assert self.expert[: found.experts].tolist() == experts
+        offsets = self.offsets[: found.experts + 1].tolist()
+        assert (offsets[0], offsets[-1]) == (0, found.routes)
+        for place, expert in enumerate(experts):
+            routes = slice(offsets[place], offsets[place + 1])
+            row, slot = (index == expert).nonzero(as_tuple=True)
+            assert torch.equal(self.token[self.row_index[routes].long()], row)
+            assert torch.equal(self.gate_weight[routes], self.gate[row, slot])
+        self.pool.decode_here(step)
+        partial = self._elsewhere(self.carried[: found.rows], away[tokens])
+        step.partial = partial.numpy().tobytes()
+
+    @staticmethod
+    def _elsewhere(rows: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
+        """What experts that are elsewhere might give for rows with these routes to them."""
+        return rows.float() * away.sum(1, keepdim=True)
 
     def one_by_one(self) -> tuple[torch.Tensor, list[int]]:
         """The same by a call for each part; sums of rows are torch's."""
@@ -204,12 +245,13 @@ class DecoderCase:
                 self.gate.data_ptr(),
             )
             self.pool.choose(router)
-            if not set(index.flatten().tolist()) <= self.tables[place].experts:
+            away = ~torch.isin(index, torch.tensor(sorted(self.tables[place].experts)))
+            if away.any():
                 stops.append(place)
-            hidden += self._experts(place, index)
+            hidden += self._experts(place, index, away)
         return hidden, stops
 
-    def _experts(self, place: int, index: torch.Tensor) -> torch.Tensor:
+    def _experts(self, place: int, index: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(self.total)
         self.tables[place].add(
             total.data_ptr(),
@@ -218,6 +260,7 @@ class DecoderCase:
             self.gate.data_ptr(),
             (self.rows, self.shape.top_k),
         )
+        total += self._elsewhere(self.normed, away)
         return total.to(self.shape.dtype)
 
     def _normalize(self, norm: Norm) -> None:

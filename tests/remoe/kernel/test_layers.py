@@ -229,3 +229,6 @@ def test_layers_together_are_the_same_bits_as_their_parts_one_by_one(
     assert stops == expected_stops
     assert torch.isfinite(expected).all()
     assert torch.equal(together, expected)
+    watched, every_layer = case.together(watched=True)
+    assert every_layer == list(range(case.shape.layers))
+    assert torch.equal(watched, expected)
