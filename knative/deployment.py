@@ -14,7 +14,7 @@ from knative.policy import AUTOSCALING
 from knative.spec import MAX_NAME_LENGTH, FunctionSpec
 from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
-from remoe.kernel.native import LIBRARY
+from remoe.kernel.native_library import native_problem
 from remoe.moeless.function_balance import Policy
 from remoe.topology import ExpertEndpoint, Topology
 
@@ -191,7 +191,7 @@ def _function_replicas(options: DeploymentOptions) -> int:
 
 def _expert_expansion() -> int:
     """Compiled experts compute on the mapped weights; numpy, where none could be, widens them."""
-    return 1 if LIBRARY.exists() else _WIDENING
+    return 1 if native_problem() is None else _WIDENING
 
 
 def _main(

@@ -35,7 +35,11 @@ def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None
     except KernelUnavailableError as error:
         if settings.kernel == "native":
             raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error
-        _log.warning("native_kernel_unavailable", error=str(error), consequence="torch computes")
+        _log.warning(
+            "native_kernel_unavailable",
+            error=str(error),
+            consequence="torch computes, several times slower",
+        )
         return None
     # What is left to torch is small: its own threads would only keep the kernel's from theirs
     # (two processors, eight streams: 80 tokens/s instead of 71).

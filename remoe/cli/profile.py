@@ -224,9 +224,11 @@ def hardware(
     from remoe.cli.hardware.plot import draw
     from remoe.cli.hardware.table import profile_table
     from remoe.cli.model import built_model
+    from remoe.cli.native_warning import warn_without_native_kernel
     from remoe.hardware import CallTimes
     from remoe.home import remoe_home
 
+    warn_without_native_kernel()
     folder = (model_dir or built_model()).absolute()
     console = Console(stderr=True)
     measured_calls = CallTimes.load(calls) if calls else None

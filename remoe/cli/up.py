@@ -120,6 +120,7 @@ def up(
     from remoe.cli.foreground import run_foreground
     from remoe.cli.front_door import FrontDoor
     from remoe.cli.model_folder import model_folder
+    from remoe.cli.native_warning import warn_without_native_kernel
     from remoe.home import remoe_home
     from remoe.prices import load_prices
 
@@ -132,6 +133,7 @@ def up(
         )
     if not run_dir.path.exists():  # else what a killed run left may still hold the port a moment
         check_port(port, host)
+    warn_without_native_kernel()
     gateway_env = FrontDoor(
         host=host,
         auth=auth,

@@ -93,16 +93,19 @@ def open_kernel(
     from remoe.kernel.numpy_kernel import NumpyKernel
 
     kernel: ExpertKernel
-    why = "as configured"
-    try:
-        if choice == "numpy":
-            kernel = NumpyKernel(read, activation=activation)
-        else:
+    if choice == "numpy":
+        kernel = NumpyKernel(read, activation=activation)
+    else:
+        try:
             pool = NativePool(threads=threads, library=library)
             kernel = NativeKernel(read, pool, activation=activation)
-    except KernelUnavailableError as error:
-        if choice == "native":
-            raise
-        kernel, why = NumpyKernel(read, activation=activation), str(error)
-    _log.info("expert_kernel", extra={"kernel": kernel.description, "choice": choice, "why": why})
+        except KernelUnavailableError as error:
+            if choice == "native":
+                raise
+            kernel = NumpyKernel(read, activation=activation)
+            _log.warning(
+                "native_kernel_unavailable",
+                extra={"error": str(error), "consequence": "numpy computes, several times slower"},
+            )
+    _log.info("expert_kernel", extra={"kernel": kernel.description, "choice": choice})
     return kernel

@@ -25,6 +25,7 @@ __all__ = [
     "Projections",
     "Routed",
     "Router",
+    "native_problem",
     "native_variants",
 ]
 
@@ -291,6 +292,15 @@ def native_variants(library: Path = LIBRARY) -> list[str]:
     return names
 
 
+def native_problem(library: Path | None = None) -> str | None:
+    """Why the library cannot serve here, and what mends that; None if it can."""
+    try:
+        _open_library(library or LIBRARY)
+    except KernelUnavailableError as error:
+        return str(error)
+    return None
+
+
 @cache
 def _open_library(path: Path) -> ctypes.CDLL:
     again = "run `python -m remoe.kernel.native.build`, which needs a C compiler"
@@ -301,7 +311,9 @@ def _open_library(path: Path) -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise KernelUnavailableError(f"no native kernel ({error}): {again}") from error
     if found != _ABI:
-        raise KernelUnavailableError(f"{path} was built from other sources: {again}")
+        raise KernelUnavailableError(
+            f"{path} is stale (interface {found}; these sources have {_ABI}): {again}"
+        )
     library.remoe_open.restype = ctypes.c_void_p
     library.remoe_open.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p]
     for name in _CALLS:
