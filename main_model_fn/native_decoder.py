@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from main_model_fn.local_experts import ExpertsModule, NativeResidents
+from main_model_fn.local_experts import NativeResidents
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_attention import Paged, paged_step
 from main_model_fn.native_stack import DecoderLayer, KeysAndValues, NativeStack
 from main_model_fn.native_stop import Stop
-from main_model_fn.split import LayerExperts
+from main_model_fn.split import LayerExperts, SplitModule
 from remoe.kernel.native_library import NativePool
 
 __all__ = ["NativeDecoder"]
@@ -34,8 +34,7 @@ class NativeDecoder:
         self._embed, self._rotary, self._norm = (
             body.get_submodule(name) for name in ("embed_tokens", "rotary_emb", "norm")
         )
-        self._modules = [cast("ExpertsModule", layer.experts) for layer in layers]
-        self._splits: list[LayerExperts] = [cast("Any", layer.experts).remoe for layer in layers]
+        self._modules = [cast("SplitModule", layer.experts) for layer in layers]
         self._numbers = [split.layer for split in self._splits]
         self._stack = NativeStack(layers, pool)
         self._meter = meter
@@ -56,15 +55,21 @@ class NativeDecoder:
             return self._library(input_ids=input_ids, position_ids=position_ids, **kwargs)
         hidden = self._embed(input_ids)
         angles = self._rotary(hidden, position_ids=position_ids)
-        residents = [cast("NativeResidents", split.local.residents) for split in self._splits]
+        splits = self._splits
+        residents = [cast("NativeResidents", split.local.residents) for split in splits]
         self._stack.use(self._caches, residents)
-        watched = any(split.observe is not None for split in self._splits)
+        watched = any(split.observe is not None for split in splits)
         hidden, index = self._stack.run(hidden[0], angles, paged, self._answer, watched=watched)
         self._meter.record_all_routes(self._numbers, index.numpy())
         return MoeModelOutputWithPast(last_hidden_state=self._norm(hidden)[None])
 
+    @property
+    def _splits(self) -> list[LayerExperts]:
+        return [module.remoe for module in self._modules]
+
     def _answer(self, place: int, stop: Stop) -> None:
-        self._splits[place].answer(self._modules[place], stop)
+        module = self._modules[place]
+        module.remoe.answer(module, stop)
 
     def _knows(self, cache: Any) -> bool:
         """Whether all layers read and write the same places of it."""

@@ -18,12 +18,14 @@ from main_model_fn.metering import StepMeter
 from main_model_fn.native_stop import Stop
 from main_model_fn.routes import Batch
 
-__all__ = ["EXPERTS_IMPLEMENTATION", "LayerExperts", "split_experts_forward"]
+__all__ = ["EXPERTS_IMPLEMENTATION", "LayerExperts", "SplitModule", "split_experts_forward"]
 
 EXPERTS_IMPLEMENTATION = "remoe_split"
 
 
-class _SplitModule(ExpertsModule, Protocol):
+class SplitModule(ExpertsModule, Protocol):
+    """A model's experts module, with the experts that it has now."""
+
     remoe: LayerExperts
 
 
@@ -117,7 +119,7 @@ class LayerExperts:
 
 
 def split_experts_forward(
-    self: _SplitModule,
+    self: SplitModule,
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,

@@ -165,7 +165,8 @@ def test_who_watches_sees_what_the_modules_show(checkpoint: Checkpoint, pool: Na
     body = model.base_model
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     for module in experts_by_layer(model).values():
-        module.remoe.observe = lambda *told: seen.append(told)
+        split: Any = module.remoe
+        split.observe = lambda *told: seen.append(told)
     told = []
     for _ in range(2):
         with serving(model, meter) as engine:
