@@ -3,10 +3,16 @@
     python bench/gateway_overhead.py [--litellm PATH/TO/litellm]
 
 A real gateway process between a client and a main function that answers at once and notes when,
-in three processes on loopback. Two loads: 32 streams at the pace of a model (a token every 20 ms),
-and 32 streams as fast as they go. The second is repeated with the HTTP layers of others: that of
-`transformers serve`, with only the model's `generate` replaced, and LiteLLM's proxy, if its command
-is given, in front of an OpenAI server that answers at once.
+in three processes on loopback. Three loads of 32 clients, each with a connection of its own:
+
+- at the pace of a model, a token every 20 ms, each client asking anew when its answer ends;
+- a burst: all 32 ask at the same instant, so that one event loop works them off in a row;
+- as fast as tokens go. This is repeated with the HTTP layers of others: that of `transformers
+  serve`, with only the model's `generate` replaced, and LiteLLM's proxy, if its command is given,
+  in front of an OpenAI server that answers at once.
+
+What is added to the first byte is the time from the client's request to its first byte, less the
+time from the request's arrival at the main function to its first token.
 """
 
 from __future__ import annotations
@@ -25,12 +31,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import psutil
+import uvloop
 
 from remoe.topology import Topology
 from tests.gateway.tiny_text import MODEL, write_model
@@ -41,10 +49,10 @@ MARK = b" processes"
 
 # What answers at once: the main function's and the planner's protocols, and OpenAI's.
 UPSTREAM = r"""
-import asyncio, json, socket, sys, time
-import msgspec, uvicorn
+import asyncio, json, re, socket, sys, time
+import msgspec, uvloop
 from remoe.experts import Partition
-from remoe.generation import GenerateEvent, GenerateRequest, GenerationStats
+from remoe.generation import GenerateEvent, GenerationStats
 from remoe.ledger import Ledger
 from remoe.plan import Plan
 from tokenizers import Tokenizer
@@ -66,53 +74,81 @@ chunk["choices"][0] = {"index": 0, "delta": {}, "finish_reason": "length"}
 sse_end = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
 times = {}
 
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            await send({"type": (await receive())["type"] + ".complete"})
-    arrived = time.perf_counter()
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    path, reply, kind = scope["path"], b"{}", b"application/json"
-    if path == "/v1/plan":
-        reply = plan
-    elif path == "/times":
-        reply = json.dumps(times).encode()
-        times.clear()
-    elif path in ("/v1/generate", "/v1/chat/completions"):
-        ours = path == "/v1/generate"
-        asked = json.loads(body)
-        count = asked["max_new_tokens"] if ours else asked["max_tokens"]
-        sent = []
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type",
-            b"application/x-ndjson" if ours else b"text/event-stream")]})
-        # As fast as it goes, eight tokens a write: the source must not be what is measured.
-        at_once = 1 if interval_s else 8
-        part = (line if ours else sse) * at_once
-        for number in range(count // at_once):
-            if interval_s:
-                await asyncio.sleep(max(0, arrived + interval_s * (number + 1) - time.perf_counter()))
-            else:
-                await asyncio.sleep(0)
-            sent.append(time.perf_counter())
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        if ours and interval_s:
-            times[asked["request_id"]] = [arrived, sent]
-        reply = end if ours else sse_end
-        await send({"type": "http.response.body", "body": reply})
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind),
-        (b"content-length", str(len(reply)).encode())]})
-    await send({"type": "http.response.body", "body": reply})
+def chunked(body):
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
-listener = socket.create_server(("127.0.0.1", 0))
-print(listener.getsockname()[1], flush=True)
-config = uvicorn.Config(app, log_config=None, access_log=False, loop="uvloop", lifespan="off")
-uvicorn.Server(config).run(sockets=[listener])
+class Server(asyncio.Protocol):
+    # Bare, so that what it takes itself is little, and is not counted as the gateway's.
+    def connection_made(self, transport):
+        self.transport, self.buffer, self.paused, self.go_on = transport, b"", False, None
+
+    def pause_writing(self):
+        self.paused = True
+
+    def resume_writing(self):
+        self.paused = False
+        if self.go_on:
+            self.go_on()
+
+    def data_received(self, data):
+        if not self.buffer:
+            self.arrived = time.perf_counter()
+        self.buffer += data
+        head, ended, rest = self.buffer.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        body = rest[: int(length[1]) if length else 0]
+        if not ended or (length and len(body) < int(length[1])):
+            return
+        self.buffer = b""
+        path = head.split(b" ")[1].decode()
+        if path in ("/v1/generate", "/v1/chat/completions"):
+            self.answer(json.loads(body), ours=path == "/v1/generate")
+            return
+        reply = plan if path == "/v1/plan" else b"{}"
+        if path == "/times":
+            reply = json.dumps(times).encode()
+            times.clear()
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % len(reply) + reply)
+
+    def answer(self, asked, ours):
+        loop, write, arrived = asyncio.get_running_loop(), self.transport.write, self.arrived
+        kind = b"application/x-ndjson" if ours else b"text/event-stream"
+        write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n"
+            b"transfer-encoding: chunked\r\n\r\n" % kind)
+        left = asked["max_new_tokens"] if ours else asked["max_tokens"]
+        part, last = (line, end) if ours else (sse, sse_end)
+        sent = []
+        if interval_s:
+            times[asked["request_id"]] = [arrived, sent]
+
+        def step():
+            nonlocal left
+            self.go_on = step if self.paused else None
+            if self.paused:
+                return
+            # As fast as it goes, eight tokens a write: the source must not be what is measured.
+            count = 1 if interval_s else min(8, left)
+            left -= count
+            sent.append(time.perf_counter())
+            write(chunked(part * count))
+            if not left:
+                write(chunked(last) + b"0\r\n\r\n")
+            elif interval_s:
+                due = arrived + interval_s * (len(sent) + 1)
+                loop.call_later(max(0, due - time.perf_counter()), step)
+            else:
+                loop.call_soon(step)
+
+        loop.call_later(interval_s, step)
+
+async def serve():
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    print(listener.getsockname()[1], flush=True)
+    server = await asyncio.get_running_loop().create_server(Server, sock=listener)
+    await server.serve_forever()
+
+uvloop.run(serve())
 """
 
 # `transformers serve`, whole but for the model: its server, handler, generation manager, streamer.
@@ -208,53 +244,82 @@ class Stream:
 
     id: str = ""
     asked: float = 0.0
+    first_byte: float = 0.0
     chunks: list[float] = field(default_factory=list)
     tokens: int = 0
 
 
-async def ask(port: int, model: str, tokens: int) -> Stream:
-    """One streamed chat completion, read with as little work as can be."""
-    body = json.dumps(
-        {
+class Client(asyncio.Protocol):
+    """One kept-alive connection, read with as little work as can be."""
+
+    transport: asyncio.WriteTransport
+    stream: Stream
+    ended: asyncio.Future[None]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's has no such base
+
+    async def ask(self, model: str, tokens: int) -> Stream:
+        """One streamed chat completion."""
+        asked = {
             "model": model,
             "messages": [{"role": "user", "content": PROMPT}],
             "max_tokens": tokens,
             "stream": True,
         }
-    ).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    stream = Stream(asked=time.perf_counter())
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer sk-x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    writer.write(head.encode() + body)
-    tail, begun = b"", False
-    try:
-        while data := await reader.read(1 << 16):
-            now = time.perf_counter()
-            assert begun or data.startswith(b"HTTP/1.1 200"), data[:500]
-            begun = True
-            if not stream.id and (at := data.find(b'"id":')) >= 0:
-                stream.id = data[at + 5 :].split(b'"')[1].decode()
-            # One mark a token, whatever order a server gives its keys; a mark may be cut in two.
-            count = (tail + data).count(MARK)
-            tail = data[1 - len(MARK) :]
-            stream.tokens += count
-            stream.chunks += [now] * count
-    finally:
-        writer.close()
-    assert stream.tokens == tokens, (stream.tokens, tokens)
-    return stream
+        body = json.dumps(asked).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"authorization: Bearer sk-x\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self.ended = asyncio.get_running_loop().create_future()
+        self.tail = b""
+        self.stream = Stream(asked=time.perf_counter())
+        self.transport.write(head.encode() + body)
+        await self.ended
+        assert self.stream.tokens == tokens, (self.stream.tokens, tokens)
+        return self.stream
+
+    def data_received(self, data: bytes) -> None:
+        now, stream = time.perf_counter(), self.stream
+        if not stream.first_byte:
+            assert data.startswith(b"HTTP/1.1 200"), data[:500]
+            stream.first_byte = now
+        if not stream.id and (at := data.find(b'"id":')) >= 0:
+            stream.id = data[at + 5 :].split(b'"')[1].decode()
+        # One mark a token, whatever order a server gives its keys; a mark may be cut in two.
+        count = (self.tail + data).count(MARK)
+        self.tail = data[1 - len(MARK) :]
+        stream.tokens += count
+        stream.chunks += [now] * count
+        if data.endswith(b"\r\n0\r\n\r\n") or data == b"0\r\n\r\n":
+            self.ended.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error or ConnectionError("the server hung up"))
 
 
-async def load(port: int, model: str, *, rounds: int, tokens: int, spread_s: float) -> list[Stream]:
-    async def one_after_another() -> list[Stream]:
+def load(
+    port: int, model: str, *, rounds: int, tokens: Sequence[int], spread_s: float
+) -> list[Stream]:
+    """32 clients that ask `rounds` times each, one answer after the other, for any of `tokens`."""
+
+    async def one(client: Client) -> list[Stream]:
         await asyncio.sleep(random.random() * spread_s)
-        return [await ask(port, model, tokens) for _ in range(rounds)]
+        return [await client.ask(model, random.choice(tokens)) for _ in range(rounds)]
 
-    done = await asyncio.gather(*(one_after_another() for _ in range(STREAMS)))
-    return [stream for streams in done for stream in streams]
+    async def all_of_them() -> list[Stream]:
+        loop = asyncio.get_running_loop()
+        clients = [
+            (await loop.create_connection(Client, "127.0.0.1", port))[1] for _ in range(STREAMS)
+        ]
+        done = await asyncio.gather(*map(one, clients))
+        for client in clients:
+            client.transport.close()
+        return [stream for streams in done for stream in streams]
+
+    return uvloop.run(all_of_them())
 
 
 def cpu_s(pid: int) -> float:
@@ -289,7 +354,7 @@ def percentile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
 
 
-def overhead(folder: Path, *, rounds: int, tokens: int) -> None:
+def overhead(folder: Path, *, rounds: int) -> None:
     """At a model's pace: what is added to the first token and to each further one."""
     with ExitStack() as stack:
         tokenizer = str(folder / "tokenizer.json")
@@ -297,34 +362,51 @@ def overhead(folder: Path, *, rounds: int, tokens: int) -> None:
             running(sys.executable, "-c", UPSTREAM, "0.02", tokenizer)
         )
         port, pid = stack.enter_context(gateway(folder, upstream))
-        asyncio.run(load(port, MODEL, rounds=2, tokens=1, spread_s=1))
+        load(port, MODEL, rounds=2, tokens=[1], spread_s=1)
         before = cpu_s(pid)
-        alone = asyncio.run(load(port, MODEL, rounds=rounds, tokens=1, spread_s=1))
+        alone = load(port, MODEL, rounds=rounds, tokens=[1], spread_s=1)
         request_s = (cpu_s(pid) - before) / len(alone)
         get(upstream, "/times")
         before = cpu_s(pid)
-        streams = asyncio.run(
-            load(port, MODEL, rounds=rounds, tokens=tokens, spread_s=tokens * 0.02)
-        )
+        # Of different lengths, or those that once came together would always.
+        steady = load(port, MODEL, rounds=rounds, tokens=range(32, 97), spread_s=1.28)
         used_s = cpu_s(pid) - before
-        times = json.loads(get(upstream, "/times"))
+        steady_times = json.loads(get(upstream, "/times"))
+        bursts = [load(port, MODEL, rounds=1, tokens=[8], spread_s=0) for _ in range(rounds)]
+        burst_times = json.loads(get(upstream, "/times"))
+    first, further = added_ms(steady, steady_times)
+    chunks = sum(stream.tokens - 1 for stream in steady)
+    chunk_s = (used_s - request_s * len(steady)) / chunks
+    print(f"{STREAMS} streams, a token every 20 ms, {len(steady)} answers of 32 to 96 tokens")
+    show("added to the first byte", first)
+    show("added to a further chunk", further)
+    print(
+        f"  CPU time                   {request_s * 1e3:.2f} ms a request, "
+        f"{chunk_s * 1e3:.3f} ms a further chunk"
+    )
+    print(f"{STREAMS} at the same instant, {rounds} times")
+    show(
+        "added to the first byte",
+        added_ms([one for some in bursts for one in some], burst_times)[0],
+    )
+
+
+def added_ms(
+    streams: list[Stream], times: dict[str, tuple[float, list[float]]]
+) -> tuple[list[float], list[float]]:
+    """What the way through the gateway added to first bytes, and to each chunk after them."""
     first, further = [], []
     for stream in streams:
         arrived, sent = times[f"{stream.id}-0"]
-        first.append((stream.chunks[0] - stream.asked - (sent[0] - arrived)) * 1e3)
-        further += [(received - at) * 1e3 for received, at in zip(stream.chunks, sent, strict=True)]
-    chunks = sum(stream.tokens - 1 for stream in streams)
-    chunk_s = (used_s - request_s * len(streams)) / chunks
-    print(f"{STREAMS} streams, a token every 20 ms, {len(streams)} answers of {tokens} tokens")
-    print(
-        f"  to the first byte   p50 {percentile(first, 0.5):6.2f} ms   p99 {percentile(first, 0.99):6.2f} ms"
-    )
-    print(
-        f"  to a further chunk  p50 {percentile(further, 0.5):6.2f} ms   p99 {percentile(further, 0.99):6.2f} ms"
-    )
-    print(
-        f"  CPU time            {request_s * 1e3:.2f} ms a request, {chunk_s * 1e3:.3f} ms a further chunk"
-    )
+        first.append((stream.first_byte - stream.asked - (sent[0] - arrived)) * 1e3)
+        pairs = zip(stream.chunks, sent, strict=True)
+        further += [(received - at) * 1e3 for received, at in list(pairs)[1:]]
+    return first, further
+
+
+def show(what: str, values_ms: list[float]) -> None:
+    p50, p99 = percentile(values_ms, 0.5), percentile(values_ms, 0.99)
+    print(f"  {what:25}  p50 {p50:6.2f} ms   p99 {p99:6.2f} ms")
 
 
 def get(port: int, path: str) -> bytes:
@@ -335,7 +417,7 @@ def get(port: int, path: str) -> bytes:
 
 def tokens_per_s(port: int, model: str, *, tokens: int) -> float:
     started = time.perf_counter()
-    streams = asyncio.run(load(port, model, rounds=1, tokens=tokens, spread_s=0))
+    streams = load(port, model, rounds=1, tokens=[tokens], spread_s=0)
     ended = max(stream.chunks[-1] for stream in streams)
     return sum(stream.tokens for stream in streams) / (ended - started)
 
@@ -392,7 +474,9 @@ def throughput(folder: Path, litellm: str | None, *, repeats: int, tokens: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--litellm", help="LiteLLM's command, from an environment of its own")
-    parser.add_argument("--rounds", type=int, default=6, help="answers a stream, at a model's pace")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="answers a stream, at a model's pace"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="of each, as fast as they go")
     arguments = parser.parse_args()
     print(
@@ -400,7 +484,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name))
-        overhead(folder, rounds=arguments.rounds, tokens=64)
+        overhead(folder, rounds=arguments.rounds)
         throughput(folder, arguments.litellm, repeats=arguments.repeats, tokens=960)
 
 

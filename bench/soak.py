@@ -171,6 +171,7 @@ class Watch:
     platform: Platform
     over: int = 0
     open_before: dict[str, int] = field(default_factory=dict)
+    kinds_before: Counter[str] = field(default_factory=Counter)
     samples: dict[tuple[str, int], list[tuple[int, float, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -188,6 +189,15 @@ class Watch:
         with contextlib.suppress(OSError):  # one ended just now
             return self.platform.pids_of(role)
         return []
+
+    def gateway_files(self) -> Counter[str]:
+        """What the gateway has open: paths, and how many of each kind that has none."""
+        found: Counter[str] = Counter()
+        for pid in self._pids("gateway"):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # closed just now
+                    found[entry.readlink().name.partition(":[")[0]] += 1
+        return found
 
     async def run(self) -> None:
         while True:
@@ -284,6 +294,7 @@ async def soak(platform: Platform, watch: Watch, options: argparse.Namespace) ->
             known.append((kind, right))
             result.replies.append(right)
         watch.look()
+        watch.kinds_before = watch.gateway_files()
         watch.open_before = {role: taken[-1][2] for (role, _), taken in watch.samples.items()}
         faults = Faults(platform, options.fault_every_s)
         began = time.monotonic()
@@ -362,6 +373,8 @@ def check_processes(watch: Watch) -> list[str]:
                 problems.append(f"{role} grew by {growth_mib:.1f} MiB")
             if files > watch.open_before[role] + MAX_OPEN_MORE:
                 problems.append(f"{role} has {files} files open, {watch.open_before[role]} before")
+    more = watch.gateway_files() - watch.kinds_before
+    print(f"open in the gateway now and not before the load: {dict(more)}")
     return problems
 
 

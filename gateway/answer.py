@@ -44,7 +44,9 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; if the client leaves first, cancel the work down to the main function."""
-        sent_all = False
+        sent_all = left = False
+        work = asyncio.current_task()
+        assert work is not None  # noqa: S101  # an ASGI server runs apps in tasks
 
         async def send_noting(message: Message) -> None:
             nonlocal sent_all
@@ -52,18 +54,24 @@ class Answer(Response):
             sent_all = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
-        work = asyncio.create_task(self._answer(send_noting))
+        def leave(_: asyncio.Task[None]) -> None:
+            nonlocal left
+            if not sent_all:
+                left = True
+                work.cancel()
+
         gone = asyncio.create_task(_client_gone(receive))
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done() or sent_all:
-                await work
-            else:
-                self._trace.status = CLIENT_GONE
+            await self._answer(send_noting)
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            work.uncancel()
+            self._trace.status = CLIENT_GONE
         finally:
-            work.cancel()
+            gone.remove_done_callback(leave)
             gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _answer(self, send: Send) -> None:
         reply = format_for(self._job, self._services.text.vocabulary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from gateway.main_client import MainClient
 from gateway.metrics import Metrics
 from gateway.middleware import RequestTracing
 from gateway.observers import log_request
-from gateway.openapi import ERROR_RESPONSES, body_of, describe
+from gateway.openapi import ERROR_RESPONSES, DescribedRoute, body_of, describe
 from gateway.planner_client import PlannerClient
 from gateway.pod_watch import ApiServer, pods_say
 from gateway.prewarm import Prewarmer
@@ -106,6 +107,7 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
         redirect_slashes=False,
         responses=ERROR_RESPONSES,
     )
+    app.router.route_class = DescribedRoute
     # FastAPI's documented way to replace the document.
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     # The last one added is the first to see a request.
@@ -176,6 +178,9 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         background = Background()
         shared.watch.start()
+        # What is there by now stays: to look through it for garbage would hold streams up.
+        gc.collect()
+        gc.freeze()
         timings = Timings()
         line = Line(settings.max_open, timings)
         async with (
@@ -204,6 +209,7 @@ def _lifespan(
                         topology.main_url,
                         line=line,
                         timings=timings,
+                        ready_for_s=lambda: shared.watch.ready_for_s(topology.main_url),
                         cold_start_timeout_s=settings.cold_start_timeout_s,
                         silence_timeout_s=settings.silence_timeout_s,
                         stall_timeout_s=settings.stall_timeout_s,
@@ -287,18 +293,18 @@ def _add_operations(app: FastAPI, metrics: Metrics) -> None:
     """Health looks at this process alone: a check must never wake a function."""
 
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "alive"}
+    async def healthz(_: Request) -> Response:
+        return _json({"status": "alive"})
 
     @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
+    async def readyz(_: Request) -> Response:
         # The tokenizer was loaded before the socket was bound.
-        return {"status": "ready"}
+        return _json({"status": "ready"})
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics_page() -> Response:
+    async def metrics_page(_: Request) -> Response:
         return Response(metrics.render(), headers={"content-type": metrics.content_type})
 
 
-def _json(value: msgspec.Struct) -> Response:
+def _json(value: msgspec.Struct | dict[str, str]) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")

@@ -30,7 +30,8 @@ class GatewaySettings(ServiceSettings):
     max_open: int = Field(256, ge=1)
     # Planning only helps: a request goes on without a plan rather than wait longer than this.
     plan_timeout_s: float = Field(2.0, gt=0)
-    # From asking the main function to its response headers, its cold start included.
+    # From asking the main function to its response headers, its cold start included. One that
+    # is known to run all that time has `silence_timeout_s`.
     cold_start_timeout_s: float = Field(300.0, gt=0)
     # Between two signs of life of a running generation; the main function gives one each second.
     silence_timeout_s: float = Field(15.0, gt=1)

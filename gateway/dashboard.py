@@ -20,7 +20,8 @@ from gateway.receipt import Receipt
 from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
 from remoe.errors import NotFoundError
-from remoe.plan import FunctionForecast, Neighbour
+from remoe.generation import GenerationStats
+from remoe.plan import FunctionForecast, Neighbour, Plan
 from remoe.runtime_status import FunctionStatus
 
 __all__ = ["Dashboard", "RecentRequests"]
@@ -77,7 +78,7 @@ class RecentRequests:
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
         self._requests: deque[RecentRequest] = deque(maxlen=_KEPT)
-        self._explanations: dict[str, Explanation] = {}
+        self._plans: dict[str, tuple[Plan, GenerationStats | None]] = {}
 
     def observe(self, event: RequestFinished) -> None:
         trace = event.trace
@@ -94,22 +95,12 @@ class RecentRequests:
                 receipt=trace.receipt,
             )
         )
-        plan = trace.plan
-        if plan is None:
+        if trace.plan is None:
             return
         stats = trace.records[0].stats if trace.records else None
-        counts = None if stats is None else (stats.prefill_counts, stats.decode_counts)
-        self._explanations[trace.reply_id] = Explanation(
-            id=trace.reply_id,
-            plan_id=plan.plan_id,
-            remote=plan.partition.remote,
-            predicted=plan.profile,
-            actual=None if counts is None else _shares(*counts),
-            neighbours=plan.neighbours,
-            functions=plan.functions,
-        )
-        if len(self._explanations) > _KEPT_PLANS:
-            del self._explanations[next(iter(self._explanations))]
+        self._plans[trace.reply_id] = (trace.plan, stats)
+        if len(self._plans) > _KEPT_PLANS:
+            del self._plans[next(iter(self._plans))]
 
     def visible(self, caller: Caller | None) -> list[RecentRequest]:
         """The latest first; with a key, that key's own."""
@@ -118,10 +109,19 @@ class RecentRequests:
 
     def explanation(self, reply_id: str, caller: Caller | None) -> Explanation:
         """Raises NotFoundError for a request that is not known, or is somebody else's."""
-        found = self._explanations.get(reply_id)
+        found = self._plans.get(reply_id)
         if found is None or all(r.id != reply_id for r in self.visible(caller)):
             raise NotFoundError("This request is not known any more, or had no plan.")
-        return found
+        plan, stats = found
+        return Explanation(
+            id=reply_id,
+            plan_id=plan.plan_id,
+            remote=plan.partition.remote,
+            predicted=plan.profile,
+            actual=None if stats is None else _shares(stats.prefill_counts, stats.decode_counts),
+            neighbours=plan.neighbours,
+            functions=plan.functions,
+        )
 
 
 class Dashboard:
@@ -159,7 +159,7 @@ class Dashboard:
             )
 
         @app.get("/dashboard/state", include_in_schema=False)
-        async def state() -> Response:
+        async def state(_: Request) -> Response:
             latest = self._watch.latest
             return _json(
                 State(

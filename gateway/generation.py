@@ -249,13 +249,16 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         """
         with self._services.line.place(self.job.choices):
             async with asyncio.TaskGroup() as group:
-                planning = group.create_task(self._make_plans())
-                if not self._services.main.warm:
-                    await planning
+                if self._services.main.warm:
+                    # Begins when this task first waits: by then the main function has been asked.
+                    group.create_task(self._make_plans())
+                else:
+                    await self._make_plans()
                 self._asked_at = time.perf_counter()
                 self.progress.enter("starting")
-                for index in range(self.job.choices):
+                for index in range(1, self.job.choices):
                     group.create_task(self._generate(index))
+                await self._generate(0)
 
     async def _make_plans(self) -> None:
         self.plans = await asyncio.gather(

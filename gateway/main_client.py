@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -45,6 +45,8 @@ _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT_S = 5.0
 # Below Knative's shortest window: who answered so lately has not scaled to zero since.
 _WARM_FOR_S = 5.0
+# How often a request that waits looks whether it waits for a function that runs.
+_LOOK_PERIOD_S = 1.0
 
 
 class InterruptedGenerationError(InternalError):
@@ -165,15 +167,18 @@ class MainClient:
         *,
         line: Line,
         timings: Timings,
+        ready_for_s: Callable[[], float],
         cold_start_timeout_s: float,
         silence_timeout_s: float,
         stall_timeout_s: float,
     ) -> None:
+        """`ready_for_s` tells how long the main function has been known to run, 0 if it is not."""
         self._http = http
         self._fresh = fresh
         self._line = line
         self._timings = timings
         self._url = f"{url}/v1/generate"
+        self._ready_for_s = ready_for_s
         self._cold_start_timeout_s = cold_start_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
@@ -211,7 +216,7 @@ class MainClient:
 
     async def _open(self, body: bytes) -> aiohttp.ClientResponse:
         try:
-            async with asyncio.timeout(self._cold_start_timeout_s):
+            async with self._patience():
                 try:
                     return await self._send(self._http, body)
                 except aiohttp.ClientError as error:
@@ -227,9 +232,45 @@ class MainClient:
                 retry_after_s=5,
             ) from error
         except TimeoutError:
+            if self._silent():
+                raise DeadlineError(
+                    f"The model is running and did not answer for {self._silence_timeout_s:g} s. "
+                    "Try again in a few seconds."
+                ) from None
             raise DeadlineError(
                 f"The model did not start within {self._cold_start_timeout_s:g} s. Try again later."
             ) from None
+
+    @asynccontextmanager
+    async def _patience(self) -> AsyncIterator[None]:
+        """Wait for a response to begin: as long as a cold start may take, unless there is none.
+
+        A running main function answers at once. One that a runtime knows to have run all the time
+        since it was asked, and says nothing, is frozen or cut off. Raises TimeoutError.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._cold_start_timeout_s) as limit:
+            timer: asyncio.TimerHandle | None = None
+
+            def look_in(delay_s: float) -> None:
+                nonlocal timer
+                timer = loop.call_later(delay_s, look)
+
+            def look() -> None:
+                if self._silent():
+                    limit.reschedule(loop.time())
+                else:
+                    look_in(_LOOK_PERIOD_S)
+
+            look_in(self._silence_timeout_s)
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    def _silent(self) -> bool:
+        return self._ready_for_s() >= self._silence_timeout_s
 
     async def _send(self, http: aiohttp.ClientSession, body: bytes) -> aiohttp.ClientResponse:
         headers = {"content-type": "application/json"} | outgoing_headers()

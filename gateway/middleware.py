@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response, internal_error
@@ -43,8 +43,9 @@ class RequestTracing:
 
         async def send_traced(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = trace.request_id
                 trace.status = message["status"]
+                ours = (b"x-request-id", trace.request_id.encode())
+                message = {**message, "headers": [*message.get("headers", ()), ours]}
             await send(message)
 
         quiet = scope["path"] in QUIET_PATHS

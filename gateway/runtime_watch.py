@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
@@ -31,9 +32,16 @@ _RETRY_S = 1.0
 class RuntimeWatch:
     """Follows a source, again and again as it ends; without one it knows nothing."""
 
-    def __init__(self, source: Source | None, meter: ResidentMeter) -> None:
+    def __init__(
+        self,
+        source: Source | None,
+        meter: ResidentMeter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.latest: RuntimeStatus | None = None
         self._source = source
+        self._clock = clock
+        self._ready_since: dict[str, float] = {}
         self._meter = meter
         self._task: asyncio.Task[None] | None = None
 
@@ -48,21 +56,34 @@ class RuntimeWatch:
 
     def is_ready(self, url: str) -> bool:
         """Whether a replica of the function at `url` is known to serve."""
-        functions = self.latest.functions if self.latest else ()
-        return any(function.url == url and function.ready for function in functions)
+        return url in self._ready_since
+
+    def ready_for_s(self, url: str) -> float:
+        """How long the function at `url` has been known to serve without a break, 0 if it is not."""
+        since = self._ready_since.get(url)
+        return 0.0 if since is None else self._clock() - since
+
+    def take(self, state: RuntimeStatus | None) -> None:
+        """Go by this from now on; None if the runtime is out of sight."""
+        self.latest = state
+        now = self._clock()
+        ready = {function.url for function in state.functions if function.ready} if state else set()
+        self._ready_since = {url: self._ready_since.get(url, now) for url in ready}
+        if state is None:
+            self._meter.forget()
+        else:
+            self._meter.update(state)
 
     async def _follow(self, source: Source) -> None:
         while True:
             try:
                 async with contextlib.aclosing(source()) as states:
                     async for state in states:
-                        self.latest = state
-                        self._meter.update(state)
+                        self.take(state)
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 # A msgspec.DecodeError is a ValueError.
                 _log.warning("cannot_watch_the_runtime", reason=repr(error))
-            self.latest = None
-            self._meter.forget()
+            self.take(None)
             await asyncio.sleep(_RETRY_S)
 
 

@@ -25,14 +25,12 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
 
     def under(self, request: GenerationFields) -> GenerationFields:
         """The request with these values in the fields that it leaves out."""
-        return request.model_copy(
-            update={
-                name: value
-                for name in self.__struct_fields__
-                if name not in request.model_fields_set
-                and (value := getattr(self, name)) is not None
-            }
-        )
+        recommended = {
+            name: value
+            for name in self.__struct_fields__
+            if name not in request.model_fields_set and (value := getattr(self, name)) is not None
+        }
+        return request.model_copy(update=recommended) if recommended else request
 
 
 def sampling_params(

@@ -30,7 +30,14 @@ def open_upstream(*, fresh: bool = False) -> aiohttp.ClientSession:
         socket_factory=_socket,
     )
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    return aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
+    return aiohttp.ClientSession(
+        timeout=timeout,
+        connector=connector,
+        auto_decompress=False,
+        # What services of ours never look at is not worth its time.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("accept", "accept-encoding", "user-agent"),
+    )
 
 
 def _socket(address: AddrInfoType) -> socket.socket:

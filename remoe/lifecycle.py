@@ -241,6 +241,7 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
         log_config=None,
         log_level=log_level,
         access_log=False,
+        proxy_headers=False,  # nothing looks at who the client is
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,

@@ -23,6 +23,7 @@ class Platform:
     def __init__(self, model_dir: Path, home: Path, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
+        self.model_dir = model_dir
         self.home = home
         self._env = {**os.environ, "REMOE_HOME": str(home), "NO_COLOR": "1"}
         self.log = home / "up.log"

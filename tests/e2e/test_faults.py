@@ -266,3 +266,27 @@ def test_slow_connections_hold_up_nobody(platform: Platform) -> None:
         attack.end()
     say(f"  all closed by the gateway, the last after {max(attack.closed_after):.1f} s")
     assert set(seen) == {"right"}
+
+
+def test_a_frozen_main_function_is_given_up_soon(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setenv("REMOE_GATEWAY_SILENCE_TIMEOUT_S", "2")
+    home = tmp_path_factory.mktemp("home")
+    with Platform(platform.model_dir, home, "--layers-per-function", "1") as impatient:
+        load = Load(impatient)
+        frozen = impatient.pids_of("main_model_fn")
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError) as refused:
+            impatient.client.completions.create(model=load.model, prompt=PROMPTS[0])
+        say(f"\nmain function frozen: {refused.value.code} after {time.monotonic() - began:.2f} s")
+        assert (refused.value.status_code, refused.value.code) == (504, "upstream_timeout")
+        # A stream has begun by then, with a heartbeat.
+        with pytest.raises(openai.APIError) as told:
+            load.ask(PROMPTS[0])
+        assert told.value.code == "upstream_timeout"
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+        assert load.ask(PROMPTS[0]) == load.expected[PROMPTS[0]]

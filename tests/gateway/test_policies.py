@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from gateway.residency import ResidentMeter
-from gateway.runtime_watch import RuntimeWatch, supervisor_says
+from gateway.runtime_watch import RuntimeWatch
 from remoe.topology import Topology
 from tests.gateway.conftest import Stack
 
@@ -30,10 +29,27 @@ def test_the_prediction_travels_with_the_request_in_joint_mode_alone(
     assert (stack.main.requests[-1].profile is not None) == sent
 
 
-def test_the_watch_knows_whether_a_function_serves(topology: Topology) -> None:
-    watch = RuntimeWatch(supervisor_says(Path("/nowhere")), ResidentMeter(topology))
-    assert not watch.is_ready(topology.main_url)
-    functions = [SimpleNamespace(url=topology.main_url, ready=1)]
-    watch.latest = SimpleNamespace(functions=functions)  # type: ignore[assignment]
-    assert watch.is_ready(topology.main_url)
+def test_the_watch_knows_since_when_a_function_serves(topology: Topology) -> None:
+    now = 100.0
+    watch = RuntimeWatch(None, ResidentMeter(topology), clock=lambda: now)
+    url = topology.main_url
+
+    def says(ready: int) -> None:
+        function = SimpleNamespace(url=url, ready=ready, memory_limit_bytes=0, replicas=[])
+        watch.take(SimpleNamespace(functions=[function]))  # type: ignore[arg-type]
+
+    assert not watch.is_ready(url)
+    assert watch.ready_for_s(url) == 0
+    says(ready=1)
+    now += 5
+    says(ready=2)
+    now += 1
+    assert watch.is_ready(url)
     assert not watch.is_ready("http://127.0.0.1:1")
+    assert watch.ready_for_s(url) == 6
+    says(ready=0)
+    says(ready=1)
+    now += 2
+    assert watch.ready_for_s(url) == 2
+    watch.take(None)
+    assert watch.ready_for_s(url) == 0
