@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gateway.config import GatewaySettings
@@ -14,9 +14,12 @@ from gateway.replies import Detokenized, Tokenized
 from gateway.requests import (
     ChatRequest,
     CompletionRequest,
+    ContentPart,
     DetokenizeRequest,
     GenerationFields,
+    Message,
     Prompt,
+    ResponseRequest,
     TokenizeRequest,
     Tool,
 )
@@ -38,10 +41,11 @@ class Job:
     """One admitted request. Choice `i` is sample `i % samples` of prompt `i // samples`.
 
     Of the samples of a prompt the `n` best are answered with. `echo` has the prompts' texts if the
-    answer begins with them. `logprobs` is the number of alternatives, None for none at all.
+    answer begins with them. `logprobs` is the number of alternatives, None for none at all. `asked`
+    is the request where the reply repeats some of it.
     """
 
-    kind: Literal["chat", "completions"]
+    kind: Literal["chat", "completions", "responses"]
     model: str
     prompts: tuple[list[int], ...]
     max_new_tokens: tuple[int, ...]
@@ -57,6 +61,7 @@ class Job:
     grammar: str | None = None
     calls_tools: bool = False
     timeout_s: float | None = None
+    asked: ResponseRequest | None = None
 
     @property
     def prompt_logprobs(self) -> int | None:
@@ -108,7 +113,9 @@ class Admission:
             await self._text.vocabulary.load()
         grammar = grammar_for(request, self._text.vocabulary)
         prompt = await self._text.encode(
-            self._lay_out(request, tools), special_tokens=False, param="messages"
+            self._lay_out(request, tools, messages=request.messages),
+            special_tokens=False,
+            param="messages",
         )
         limit = self._limit(
             prompt,
@@ -128,7 +135,30 @@ class Admission:
             timeout_s=timeout_s,
         )
 
-    def _lay_out(self, request: ChatRequest | TokenizeRequest, tools: Sequence[Tool] = ()) -> str:
+    async def response(self, request: ResponseRequest, *, timeout_s: float | None = None) -> Job:
+        self._check(request, prompts=1, samples=1)
+        messages = _messages(request)
+        prompt = await self._text.encode(
+            self._lay_out(request, messages=messages), special_tokens=False, param="input"
+        )
+        limit = self._limit(
+            prompt,
+            request.max_output_tokens,
+            default=None,
+            prompt_field="input",
+            limit_field="max_output_tokens",
+        )
+        job = self._job("responses", request, [prompt], [limit], timeout_s=timeout_s)
+        # Its last event has the usage, always.
+        return replace(job, include_usage=True, asked=request)
+
+    def _lay_out(
+        self,
+        request: ChatRequest | ResponseRequest | TokenizeRequest,
+        tools: Sequence[Tool] = (),
+        *,
+        messages: Sequence[Message],
+    ) -> str:
         """The conversation as the model reads it."""
         template = self._text.chat_template
         if template is None:
@@ -145,7 +175,7 @@ class Admission:
             )
         native = template.knows_tools and template.speaks_hermes
         return template.render(
-            turns(request.messages or [], tools, native_tools=native),
+            turns(messages, tools, native_tools=native),
             request.chat_template_kwargs,
             tools=[tool.model_dump(exclude_none=True) for tool in tools] if native else (),
             add_generation_prompt=getattr(request, "add_generation_prompt", True),
@@ -206,7 +236,8 @@ class Admission:
                 "Give either 'prompt' or 'messages', and not both.", param="prompt"
             )
         chat = request.messages is not None
-        text = self._lay_out(request) if chat else request.prompt or ""
+        messages = request.messages or []
+        text = self._lay_out(request, messages=messages) if chat else request.prompt or ""
         special = request.add_special_tokens
         tokens = await self._text.encode(
             text,
@@ -291,7 +322,7 @@ class Admission:
 
     def _job(
         self,
-        kind: Literal["chat", "completions"],
+        kind: Literal["chat", "completions", "responses"],
         request: GenerationFields,
         prompts: list[list[int]],
         limits: list[int],
@@ -348,6 +379,41 @@ def _candidates(request: CompletionRequest) -> int:
             param="best_of",
         )
     return best_of
+
+
+def _messages(request: ResponseRequest) -> list[Message]:
+    """The instructions and the input as a conversation; what is not text is refused by name."""
+    given = [] if request.instructions is None else [("system", request.instructions)]
+    if isinstance(request.input, str):
+        given.append(("user", request.input))
+    else:
+        for number, item in enumerate(request.input):
+            where = f"input[{number}]"
+            if item.type != "message":
+                raise UnsupportedParameterError(
+                    f"Items of type '{item.type[:40]}' are not supported: send messages of text.",
+                    param=f"{where}.type",
+                )
+            for name in ("role", "content"):
+                if getattr(item, name) is None:
+                    raise InvalidRequestError(
+                        f"Missing required parameter: '{where}.{name}'.", param=f"{where}.{name}"
+                    )
+            given.append((item.role or "user", _item_text(where, item.content or "")))
+    return [Message.model_validate({"role": role, "content": text}) for role, text in given]
+
+
+def _item_text(where: str, content: str | list[ContentPart]) -> str:
+    if isinstance(content, str):
+        return content
+    for number, part in enumerate(content):
+        if part.type not in {"input_text", "output_text"} or part.text is None:
+            raise UnsupportedParameterError(
+                f"Content of type '{part.type[:40]}' is not supported: this model reads text "
+                "only, as parts of type 'input_text' or 'output_text' with a 'text'.",
+                param=f"{where}.content[{number}].type",
+            )
+    return "\n".join(part.text or "" for part in content)
 
 
 def _split(prompt: Prompt) -> tuple[list[str], list[list[int]]]:

@@ -13,17 +13,18 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.admission import Job
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
-from gateway.formats import ReplyFormat, WholeChoice, format_for
+from gateway.formats import ChatFormat, CompletionFormat, ReplyFormat, WholeChoice
 from gateway.generation import Generation, Services
 from gateway.receipt import Receipt
 from gateway.replies import Usage
-from remoe.errors import ErrorEnvelope, RemoeError
+from gateway.response_replies import ResponseFormat
+from gateway.vocabulary import Vocabulary
+from remoe.errors import RemoeError
 
 __all__ = ["Answer"]
 
 _log = structlog.get_logger()
 _encoder = msgspec.json.Encoder()
-_DONE = b"data: [DONE]\n\n"
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -74,7 +75,7 @@ class Answer(Response):
             gone.cancel()
 
     async def _answer(self, send: Send) -> None:
-        reply = format_for(self._job, self._services.text.vocabulary)
+        reply = _format_for(self._job, self._services.text.vocabulary)
         trace = self._trace
         trace.reply_id, trace.model = reply.id, self._job.model
         trace.streamed = self._job.stream
@@ -123,7 +124,7 @@ class Answer(Response):
 
     async def _stream(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
         """Send chunks as they come. The headers wait for the first one, or for one heartbeat."""
-        stream = _EventStream(send)
+        stream = _EventStream(send, reply)
         try:
             while not generation.finished():
                 deltas = await generation.next(self._heartbeat_s)
@@ -143,7 +144,7 @@ class Answer(Response):
             if self._job.include_usage:
                 usage = reply.usage_chunk(self._usage(generation), self._close(generation))
                 await stream.data([usage])
-            await stream.end(_DONE)
+            await stream.end(reply.end)
         except RemoeError as error:
             await self._break_off(stream, error)
         except Exception as error:
@@ -159,19 +160,28 @@ class Answer(Response):
         if not stream.begun:
             raise error from cause
         self._trace.error_code = error.code
-        await stream.data([error.envelope()])
-        await stream.end(b"")
+        await stream.fail(error)
+
+
+def _format_for(job: Job, vocabulary: Vocabulary) -> ReplyFormat:
+    if job.kind == "responses":
+        return ResponseFormat(job)
+    return (ChatFormat if job.kind == "chat" else CompletionFormat)(job, vocabulary)
 
 
 class _EventStream:
     """Server-sent events over ASGI; the first send opens the response."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, reply: ReplyFormat) -> None:
         self._send = send
+        self._reply = reply
         self.begun = False
 
-    async def data(self, objects: Sequence[msgspec.Struct | ErrorEnvelope]) -> None:
-        await self._write(b"".join(b"data: %b\n\n" % _encoder.encode(item) for item in objects))
+    async def data(self, objects: Sequence[msgspec.Struct]) -> None:
+        await self._write(b"".join(map(self._reply.frame, objects)))
+
+    async def fail(self, error: RemoeError) -> None:
+        await self._write(self._reply.frame(self._reply.failure(error)), more=False)
 
     async def comment(self, text: str) -> None:
         await self._write(f": {text}\n\n".encode())

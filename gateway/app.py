@@ -44,6 +44,7 @@ from gateway.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ResponseRequest,
     TokenizeRequest,
 )
 from gateway.residency import ResidentMeter
@@ -241,6 +242,13 @@ def _add_generation(app: FastAPI, admission: Admission, settings: GatewaySetting
         checked = parse_body(body, CompletionRequest)
         limit_s = timeout_s(request.headers, stream=checked.stream)
         return _answer(request, await admission.completion(checked, timeout_s=limit_s))
+
+    @app.post("/v1/responses", openapi_extra=body_of(ResponseRequest))
+    async def responses(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        checked = parse_body(body, ResponseRequest)
+        limit_s = timeout_s(request.headers, stream=checked.stream)
+        return _answer(request, await admission.response(checked, timeout_s=limit_s))
 
     def _answer(request: Request, job: Job) -> Answer:
         check_model_allowed(request.state.caller, job.model)

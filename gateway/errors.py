@@ -86,7 +86,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(
         UnknownPathError(
             f"Unknown request URL: {asked}. This server has POST /v1/chat/completions, "
-            "POST /v1/completions, POST /tokenize, POST /detokenize, GET /v1/models and "
+            "POST /v1/completions, POST /v1/responses, POST /tokenize, POST /detokenize, GET /v1/models and "
             "GET /metrics."
         )
     )

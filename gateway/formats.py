@@ -34,8 +34,11 @@ from gateway.replies import (
 )
 from gateway.tool_calls import ParsedCall
 from gateway.vocabulary import Vocabulary
+from remoe.errors import ErrorEnvelope, RemoeError
 
-__all__ = ["ReplyFormat", "WholeChoice", "format_for"]
+__all__ = ["ChatFormat", "CompletionFormat", "ReplyFormat", "WholeChoice"]
+
+_encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,32 @@ class ReplyFormat(Protocol):
 
     def usage_chunk(self, usage: Usage, receipt: Receipt) -> msgspec.Struct: ...
 
+    def failure(self, error: RemoeError) -> msgspec.Struct | ErrorEnvelope:
+        """What a stream that has begun says of an error, the last of it."""
+        ...
 
-def format_for(job: Job, vocabulary: Vocabulary) -> ReplyFormat:
-    return (_ChatFormat if job.kind == "chat" else _CompletionFormat)(job, vocabulary)
+    @staticmethod
+    def frame(item: msgspec.Struct | ErrorEnvelope) -> bytes:
+        """One object as a server-sent event."""
+        ...
+
+    @property
+    def end(self) -> bytes:
+        """What comes after the last object of a stream that did not fail."""
+        ...
 
 
 class _Format:
     _prefix: ClassVar[str]
+    end = b"data: [DONE]\n\n"
+
+    @staticmethod
+    def frame(item: msgspec.Struct | ErrorEnvelope) -> bytes:
+        return b"data: %b\n\n" % _encoder.encode(item)
+
+    @staticmethod
+    def failure(error: RemoeError) -> msgspec.Struct | ErrorEnvelope:
+        return error.envelope()
 
     def __init__(self, job: Job, vocabulary: Vocabulary) -> None:
         self.id = f"{self._prefix}-{uuid.uuid4().hex}"
@@ -78,7 +100,7 @@ class _Format:
         self._with_logprobs = job.logprobs is not None and job.shows_logprobs
 
 
-class _ChatFormat(_Format):
+class ChatFormat(_Format):
     _prefix = "chatcmpl"
 
     def __init__(self, job: Job, vocabulary: Vocabulary) -> None:
@@ -157,7 +179,7 @@ class _ChatFormat(_Format):
         )
 
 
-class _CompletionFormat(_Format):
+class CompletionFormat(_Format):
     _prefix = "cmpl"
 
     def whole(self, choices: Sequence[WholeChoice], usage: Usage, receipt: Receipt) -> Completion:

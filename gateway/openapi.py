@@ -15,6 +15,7 @@ from gateway.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ResponseRequest,
     TokenizeRequest,
 )
 
@@ -54,7 +55,7 @@ class DescribedRoute(APIRoute):
         return handler
 
 
-_BODIES = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES = (ChatRequest, CompletionRequest, ResponseRequest, TokenizeRequest, DetokenizeRequest)
 
 
 def body_of(model: type[BaseModel]) -> dict[str, object]:

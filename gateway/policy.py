@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from gateway.requests import CompletionRequest, GenerationFields
+from gateway.requests import CompletionRequest, GenerationFields, ResponseRequest
 from remoe.errors import UnsupportedParameterError
 
 __all__ = ["HARMLESS_FIELDS", "REFUSED_FIELDS", "check_policy"]
@@ -30,9 +30,24 @@ _REFUSED_BY_CHAT: Final[Mapping[str, tuple[object, ...]]] = {
 _REFUSED_BY_COMPLETIONS: Final[Mapping[str, tuple[object, ...]]] = {
     "suffix": ("",),
 }
+_REFUSED_BY_RESPONSES: Final[Mapping[str, tuple[object, ...]]] = {
+    "background": (False,),
+    "conversation": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "previous_response_id": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": "none"}),
+    "text": ({}, {"format": {"type": "text"}}),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
 REFUSED_FIELDS: Final = {
     "chat": _REFUSED_BY_CHAT,
     "completions": _REFUSED_BY_COMPLETIONS,
+    "responses": _REFUSED_BY_RESPONSES,
 }
 HARMLESS_FIELDS: Final = frozenset(
     {
@@ -51,8 +66,12 @@ HARMLESS_FIELDS: Final = frozenset(
 def check_policy(request: GenerationFields) -> None:
     """Raise UnsupportedParameterError for the first refused field; log what is not known."""
     extras = request.model_extra or {}
-    completions = isinstance(request, CompletionRequest)
-    refused = _REFUSED_BY_COMPLETIONS if completions else _REFUSED_BY_CHAT
+    if isinstance(request, CompletionRequest):
+        refused = _REFUSED_BY_COMPLETIONS
+    elif isinstance(request, ResponseRequest):
+        refused = _REFUSED_BY_RESPONSES
+    else:
+        refused = _REFUSED_BY_CHAT
     for name, value in extras.items():
         if name in refused:
             if not any(type(value) is type(same) and value == same for same in refused[name]):

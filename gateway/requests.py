@@ -30,6 +30,7 @@ __all__ = [
     "Message",
     "NamedToolChoice",
     "ResponseFormat",
+    "ResponseRequest",
     "StreamOptions",
     "TokenizeRequest",
     "Tool",
@@ -240,6 +241,38 @@ class ChatRequest(GenerationFields):
     def token_limit(self) -> int | None:
         """The newer name wins over the deprecated one."""
         return self.max_completion_tokens or self.max_tokens
+
+
+class InputItem(_Body):
+    """One turn of a response's input; its content may be parts, of which text is supported."""
+
+    type: str = "message"
+    role: Literal["developer", "system", "user", "assistant"] | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")],
+            Discriminator(_content_kind),
+        ]
+        | None
+    ) = None
+
+
+def _input_kind(value: object) -> str:
+    return "<items>" if isinstance(value, list) else "<text>"
+
+
+class ResponseRequest(GenerationFields):
+    """`POST /v1/responses`: text in, text out. Without a limit the answer may fill the context."""
+
+    input: Annotated[
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[InputItem], Field(min_length=1), Tag("<items>")],
+        Discriminator(_input_kind),
+    ]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    n: int = Field(1, ge=1, le=1)
+    chat_template_kwargs: dict[str, object] = {}
 
 
 class TokenizeRequest(_Body):

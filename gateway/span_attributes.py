@@ -7,7 +7,11 @@ from remoe.tracing import Attributes, Span
 
 __all__ = ["describe_request"]
 
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
+    "/v1/completions": "text_completion",
+}
 
 
 def describe_request(span: Span, trace: Trace) -> None:

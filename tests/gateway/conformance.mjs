@@ -52,6 +52,14 @@ const checks = {
     assert.ok(reply.choices[1].text.startsWith(" world"));
     assert.equal(reply.choices[0].logprobs.token_logprobs[0], null);
   },
+  async "responses, whole and streamed"() {
+    const whole = await client.responses.create({ model, input: "Hello" });
+    assert.equal(whole.status, "completed");
+    const stream = client.responses.stream({ model, input: "Hello" });
+    const reply = await stream.finalResponse();
+    assert.equal(reply.output_text, whole.output_text);
+    assert.equal(reply.usage.total_tokens, whole.usage.total_tokens);
+  },
   async "models, one of which has a slash in its name"() {
     const listed = [];
     for await (const one of client.models.list()) listed.push(one);
