@@ -15,8 +15,9 @@ from starlette.background import BackgroundTask
 
 from planner.adaptation import Adapter, put_deployment
 from planner.epoch import EpochReview
+from planner.lessons import HistoryStats, Noted
 from planner.openapi import describe, described
-from planner.planning import HistoryStats, Noted, Planner
+from planner.planning import Planner
 from planner.routing_fit import RoutingFit
 from planner.wire import add_error_handlers, json_response, read_message
 from remoe import __version__

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.calibration import Calibration
 from planner.deployments import EPOCH
-from planner.epoch import DemandWindow, EpochReview, decide, newly_local
+from planner.epoch import EpochReview, decide, newly_local
 from planner.forecast import Workload, decode_tokens
-from planner.history import History
 from planner.identifiers import Clock, PlanIds
-from planner.measurements import Learner
+from planner.lessons import Lessons
 from planner.model import ModelFacts
 from planner.plan_making import Decisions, PlanMaker, Question
 from planner.what_if import WhatIfs
@@ -32,10 +30,7 @@ class EpochPlans:
         model: ModelFacts,
         maker: PlanMaker,
         what_ifs: WhatIfs,
-        window: DemandWindow,
-        history: History,
-        learner: Learner,
-        calibration: Calibration,
+        lessons: Lessons,
         prices: PriceBook,
         hardware: HardwareProfile | None,
         most_main_gb: float,
@@ -45,10 +40,7 @@ class EpochPlans:
         self._model = model
         self._maker = maker
         self._what_ifs = what_ifs
-        self._window = window
-        self._history = history
-        self._learner = learner
-        self._calibration = calibration
+        self._lessons = lessons
         self._prices = prices
         self._hardware = hardware
         self._most_main_gb = most_main_gb
@@ -57,7 +49,7 @@ class EpochPlans:
 
     def make(self) -> Deployment:
         """Plan for the whole demand: any prompt, up to the context's length."""
-        self._calibration.renew()
+        self._lessons.calibration.renew()
         question = self._question()
         return self._deployment(question, self._maker.decide(question))
 
@@ -65,7 +57,7 @@ class EpochPlans:
         """Say whether the running partition should change, and to what."""
         if running is None:
             return EpochReview(change=False, why="The main function is not running.")
-        recent = self._window.demand(self._clock.monotonic())
+        recent = self._lessons.window.demand(self._clock.monotonic())
         if recent is None:
             return EpochReview(change=False, why="No request has finished within the window.")
         current = self._maker.decide(self._question(running.partition))
@@ -112,11 +104,11 @@ class EpochPlans:
 
     def _question(self, partition: Partition | None = None) -> Question:
         """The window's mean request or, without one, the history's."""
-        measured = self._learner.measured
-        recent = self._window.demand(self._clock.monotonic())
+        measured = self._lessons.learner.measured
+        recent = self._lessons.window.demand(self._clock.monotonic())
         if recent is None:
-            profiles = self._history.mean_profiles()
-            read = max(1, round(self._history.mean_prompt_tokens))
+            profiles = self._lessons.history.mean_profiles()
+            read = max(1, round(self._lessons.history.mean_prompt_tokens))
             workload = Workload(read, decode_tokens(None, measured))
         else:
             profiles, workload, _ = recent
@@ -126,7 +118,7 @@ class EpochPlans:
             longest_tokens=self._model.context_length,
             slo=None,
             measured=measured,
-            drift=self._calibration.drift,
+            drift=self._lessons.calibration.drift,
             asleep=False,
             partition=partition,
             main_memory_gb=None,

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from planner.epoch import EpochReview
-from planner.planning import HistoryStats, Noted
+from planner.lessons import HistoryStats, Noted
 from remoe.plan import Deployment, Observation, Plan, PlanRequest, Slo
 from remoe.planning_messages import (
     Explanation,

@@ -8,22 +8,19 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import structlog
 
-from planner.accuracy import Accuracy
-from planner.calibration import Calibration, Drift
 from planner.config import PlannerSettings
 from planner.deployments import Deployments
 from planner.embedding import Embedder
-from planner.epoch import DemandWindow, EpochReview
+from planner.epoch import EpochReview
 from planner.epoch_plans import EpochPlans
 from planner.explaining import PlanRecord, diff, explain
 from planner.forecast import Workload, decode_tokens
 from planner.history import History
 from planner.identifiers import Clock, PlanIds
-from planner.measurements import FinishedRequest, Learner, Measurements
+from planner.lessons import HistoryStats, Lessons, Noted
 from planner.memory import MemoryRule
 from planner.model import ModelFacts
 from planner.plan_making import FixedRatio, Optimising, PlanMaker
@@ -31,57 +28,18 @@ from planner.prediction import ActivationPredictor, Prompt
 from planner.predictors import open_embedder, open_history, open_predictor
 from planner.recent_plans import RecentPlans
 from planner.regression import RegressionPredictor
-from planner.route_totals import RouteTotals
-from planner.validation import check_observation, check_plan_request
+from planner.validation import check_plan_request
 from planner.what_if import WhatIf, WhatIfs
 from remoe.activation_totals import ActivationTotals
 from remoe.checkpoint import Checkpoint
-from remoe.experts import ActivationProfile
 from remoe.hardware import HardwareProfile
 from remoe.plan import Deployment, Observation, Plan, PlanRequest
 from remoe.planning_messages import Explanation, PlanDiff, PlanDiffRequest, PreviewRequest
 from remoe.topology import Topology
 
-__all__ = ["HistoryStats", "Noted", "Planner"]
+__all__ = ["Planner"]
 
 _log = structlog.get_logger()
-
-
-class Noted(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an observation. `history_id` is null if it had no activations to keep."""
-
-    history_id: int | None
-    known_prompt: bool
-    prefill_js_nats: float | None
-    decode_js_nats: float | None
-
-
-class HistoryStats(msgspec.Struct, frozen=True, kw_only=True):
-    """`sets` counts entries by prompt set; `folded` counts prompts that were merged into their most
-    similar one, the history being full. `durable` says whether observations outlive the process, and
-    `problem` why none can be taken. `prefill_js_nats` and `decode_js_nats` are the mean
-    divergences of predictions from what happened, of so many `*_compared`; `measured` is what
-    forecasts rest on."""
-
-    model: str
-    model_digest: str
-    entries: int
-    shipped: int
-    capacity: int
-    durable: bool
-    problem: str | None
-    embedder: str
-    predictor: str
-    known_prompts_seen_again: int
-    folded: int
-    topics: int
-    sets: dict[str, int]
-    prefill_compared: int
-    prefill_js_nats: float | None
-    decode_compared: int
-    decode_js_nats: float | None
-    measured: Measurements
-    drift: Drift
 
 
 class Planner:
@@ -125,22 +83,22 @@ class Planner:
                 by_milp=settings.solver == "milp",
             )
         self._what_ifs = WhatIfs(settings, model, self._prices, optimising=hardware is not None)
-        self._calibration = Calibration(settings.adaptation)
-        self._window = DemandWindow(settings.epoch_window_s)
+        self._lessons = Lessons(
+            settings,
+            model=model,
+            functions=self._functions,
+            embedder=embedder,
+            history=history,
+            clock=clock,
+        )
         self._records = RecentPlans()
-        self._learner = Learner(settings.adaptation)
-        self._accuracy = Accuracy()
-        self._routes = RouteTotals(model.layers, model.experts)
         self._deployments = Deployments(window_s=settings.claim_window_s, clock=clock)
         self._ids = PlanIds(clock)
         self._epochs = EpochPlans(
             model=model,
             maker=self._maker,
             what_ifs=self._what_ifs,
-            window=self._window,
-            history=history,
-            learner=self._learner,
-            calibration=self._calibration,
+            lessons=self._lessons,
             prices=self._prices,
             hardware=hardware,
             most_main_gb=topology.main_memory_gb,
@@ -192,7 +150,7 @@ class Planner:
         check_plan_request(request, self._model)
         record = self._planned(request, self._what_ifs.asked(request), "plan")
         self._deployments.planned(record.plan)
-        self._accuracy.predicted(record.plan.plan_id, record.question.profiles)
+        self._lessons.expect(record.plan.plan_id, record.question.profiles)
         self._records.add(record)
         return record.plan
 
@@ -213,7 +171,7 @@ class Planner:
         prediction = self._predictor.predict(
             Prompt(request.prompt_tokens, self._embedder.embed(request.prompt_tokens))
         )
-        measured = self._learner.measured
+        measured = self._lessons.learner.measured
         read = what_if.prompt_tokens or len(request.prompt_tokens)
         written = what_if.decode_tokens
         if written is None:
@@ -225,7 +183,7 @@ class Planner:
             longest_tokens=read + request.max_new_tokens,
             slo=request.slo,
             measured=measured,
-            drift=self._calibration.drift,
+            drift=self._lessons.calibration.drift,
             asleep=self._deployments.current is None,
             partition=what_if.partition or (deployed.partition if deployed else None),
             main_memory_gb=deployed.main_memory_gb if deployed else None,
@@ -257,7 +215,7 @@ class Planner:
             slo_tpot_s=made.slo_tpot_s,
         )
         if kind == "plan" and made.bare_ttft_s is not None:
-            self._calibration.predicted(plan.plan_id, made.bare_ttft_s, made.bare_tpot_s)
+            self._lessons.calibration.predicted(plan.plan_id, made.bare_ttft_s, made.bare_tpot_s)
         return PlanRecord(plan, question)
 
     def explain(self, plan_id: str) -> Explanation:
@@ -300,75 +258,11 @@ class Planner:
 
         Raises InvalidRequestError, or HistoryUnwritableError if only its times could be learned.
         """
-        prefill, decode = check_observation(observation, self._model)
-        steps = float(decode.sum(axis=1).max()) / self._model.top_k
-        deployed = self._deployments.current
-        warm_ttft_s = max(0.0, observation.ttft_s - observation.cold_start_s)
-        self._calibration.observed(observation.plan_id, warm_ttft_s, observation.tpot_s)
-        memories = [function.memory_gb for function in self._functions]
-        self._learner.observe(
-            FinishedRequest(
-                prompt_tokens=len(observation.prompt_tokens),
-                decode_tokens=steps,
-                ttft_s=warm_ttft_s,
-                tpot_s=observation.tpot_s,
-                main_memory_gb=None if deployed is None else deployed.main_memory_gb,
-                remote_memory_gb=sum(memories) / len(memories) if memories else 0.0,
-                ledger=observation.ledger,
-            )
-        )
-        if not prefill.any():
-            return Noted(
-                history_id=None, known_prompt=False, prefill_js_nats=None, decode_js_nats=None
-            )
-        profile = ActivationProfile.from_counts(prefill)
-        decode_profile = ActivationProfile.from_counts(decode) if decode.any() else None
-        predicted = self._accuracy.prediction(observation.plan_id)
-        if predicted is not None:
-            self._routes.add(predicted, prefill, decode)
-        of_prefill, of_decode = self._accuracy.observed(
-            observation.plan_id, profile, decode_profile
-        )
-        tokens = observation.prompt_tokens
-        self._window.add(self._clock.monotonic(), profile, decode_profile, len(tokens), steps)
-        history_id, known = self.history.add(
-            self._embedder.embed(tokens),
-            profile,
-            decode_profile,
-            len(tokens),
-            decode_tokens=steps,
-            at_s=self._clock.time(),
-        )
-        return Noted(
-            history_id=history_id,
-            known_prompt=known,
-            prefill_js_nats=of_prefill,
-            decode_js_nats=of_decode,
-        )
+        return self._lessons.take(observation, self._deployments.current)
 
     def activations(self) -> ActivationTotals:
         """Predicted and actual routes of all requests that had a plan and were observed."""
-        return self._routes.read()
+        return self._lessons.activations()
 
     def stats(self) -> HistoryStats:
-        return HistoryStats(
-            model=self._model.name,
-            model_digest=self._model.digest,
-            entries=len(self.history),
-            shipped=self.history.shipped,
-            capacity=self.history.capacity,
-            durable=self.history.store.durable,
-            problem=self.history.store.problem,
-            embedder=self._embedder.name,
-            predictor=self._settings.predictor,
-            known_prompts_seen_again=self.history.seen_again,
-            folded=self.history.folded,
-            topics=self.history.topic_count(),
-            sets=self.history.set_counts(),
-            prefill_compared=self._accuracy.prefill.count,
-            prefill_js_nats=self._accuracy.prefill.value,
-            decode_compared=self._accuracy.decode.count,
-            decode_js_nats=self._accuracy.decode.value,
-            measured=self._learner.measured,
-            drift=self._calibration.drift,
-        )
+        return self._lessons.stats()

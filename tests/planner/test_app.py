@@ -189,7 +189,7 @@ async def test_wrong_routes_get_the_envelope(
 
 async def test_a_bug_gets_the_envelope_and_not_its_details(world: World) -> None:
     planner = world.planner()
-    planner._learner = None  # type: ignore[assignment]
+    planner._lessons.learner = None  # type: ignore[assignment]
     async with client_of(planner) as client:
         response = await post_plan(client, ask([1]))
     assert response.status_code == 500
