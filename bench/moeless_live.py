@@ -4,7 +4,8 @@
 
 Each contender is a platform of its own on this machine, one after another, in turns: `fixed` is the
 `remoe` policy with one replica of every expert function kept up, `moeless` and `joint` are the
-policies. After a warm-up, which is also when the policies see the load, streams run side by side,
+policies, and `inside` is a platform without remote experts, which is what the policies may end at
+under load. After a warm-up, which is also when the policies see the load, streams run side by side,
 each asking the next prompt when its answer is done; so prompts are read while others decode.
 Printed are the requests' times per output token and the memory held, by limit, as the resident
 ledger counts it: the gateway, planner and main function are in it.
@@ -37,7 +38,7 @@ from knative.local.control import ask_status
 from remoe.errors import UnavailableError
 from remoe.runtime_status import RuntimeStatus
 
-_POLICIES = {"fixed": "remoe", "moeless": "moeless", "joint": "joint"}
+_POLICIES = {"fixed": "remoe", "moeless": "moeless", "joint": "joint", "inside": "remoe"}
 _QUESTIONS = (
     "How do vaccines work?",
     "Write a short poem about the sea in winter.",
@@ -76,7 +77,8 @@ def platform(policy: str, args: argparse.Namespace) -> Iterator[tuple[str, Path]
         free.close()
         command = [sys.executable, "-m", "remoe.cli", "up", "--model-dir", str(args.model_dir)]
         command += ["--port", str(port), "--policy", _POLICIES[policy]]
-        command += ["--remote-ratio", str(args.remote_ratio), "--window", args.window]
+        ratio = 0.0 if policy == "inside" else args.remote_ratio
+        command += ["--remote-ratio", str(ratio), "--window", args.window]
         command += ["--threads", str(args.threads)]
         # Fixed replicas are never let go: an idle function's window is longer than the run.
         if policy == "fixed":

@@ -219,7 +219,7 @@ def _lifespan(
                     resident=shared.resident,
                     line=line,
                     timings=timings,
-                    seed_loads=settings.policy == "joint",
+                    joint=settings.policy == "joint",
                 )
             }
             await asyncio.gather(background.close(), planner.close())

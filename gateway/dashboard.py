@@ -19,8 +19,10 @@ from gateway.key_ring import Caller
 from gateway.receipt import Receipt
 from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
+from remoe.balance_report import BalanceReport
 from remoe.errors import NotFoundError
 from remoe.generation import GenerationStats
+from remoe.moeless.function_balance import Policy
 from remoe.plan import FunctionForecast, Neighbour, Plan
 from remoe.runtime_status import FunctionStatus
 
@@ -60,16 +62,19 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     actual: list[list[float]] | None
     neighbours: list[Neighbour]
     functions: list[FunctionForecast]
+    policy: Policy | None
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """`functions` is null where no local runtime tells of them."""
+    """`functions` is null where no local runtime tells of them, `balance` where the policy is `remoe`;
+    it is as of the last answer."""
 
     version: str
     model: str
     price_book: str
     open_requests: int
     functions: list[FunctionStatus] | None
+    balance: BalanceReport | None
 
 
 class RecentRequests:
@@ -79,6 +84,7 @@ class RecentRequests:
         self._wall_clock = wall_clock
         self._requests: deque[RecentRequest] = deque(maxlen=_KEPT)
         self._plans: dict[str, tuple[Plan, GenerationStats | None]] = {}
+        self.balance: BalanceReport | None = None
 
     def observe(self, event: RequestFinished) -> None:
         trace = event.trace
@@ -95,9 +101,11 @@ class RecentRequests:
                 receipt=trace.receipt,
             )
         )
+        stats = trace.records[0].stats if trace.records else None
+        if stats is not None and stats.balance is not None:
+            self.balance = stats.balance
         if trace.plan is None:
             return
-        stats = trace.records[0].stats if trace.records else None
         self._plans[trace.reply_id] = (trace.plan, stats)
         if len(self._plans) > _KEPT_PLANS:
             del self._plans[next(iter(self._plans))]
@@ -121,6 +129,7 @@ class RecentRequests:
             actual=None if stats is None else _shares(stats.prefill_counts, stats.decode_counts),
             neighbours=plan.neighbours,
             functions=plan.functions,
+            policy=plan.policy,
         )
 
 
@@ -168,6 +177,7 @@ class Dashboard:
                     price_book=self._price_book,
                     open_requests=self._resident.requests,
                     functions=None if latest is None else latest.functions,
+                    balance=self._recent.balance,
                 )
             )
 

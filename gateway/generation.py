@@ -61,7 +61,7 @@ class Services:
     resident: ResidentMeter
     line: Line
     timings: Timings
-    seed_loads: bool = False  # tell the main function what the planner foretells of each prompt
+    joint: bool = False  # the planner chooses a policy for each prompt, and seeds loads with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +245,12 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         """Plan, and generate every choice.
 
         A main function that starts takes the partition of the latest plan, so that must be made
-        first. One that runs has its partition: the first token need not wait for the plan.
+        first. One that runs has its partition: the first token need not wait for the plan, but in
+        joint mode, where the plan says what its experts are to be prepared for.
         """
         with self._services.line.place(self.job.choices):
             async with asyncio.TaskGroup() as group:
-                if self._services.main.warm:
+                if self._services.main.warm and not self._services.joint:
                     # Begins when this task first waits: by then the main function has been asked.
                     group.create_task(self._make_plans())
                 else:
@@ -272,11 +273,13 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._planned.set()
 
     async def _plan(self, prompt: list[int], max_new_tokens: int) -> Plan | None:
-        return await self._services.planner.plan(
+        services = self._services
+        return await services.planner.plan(
             PlanRequest(
                 model=self.job.model,
                 prompt_tokens=prompt,
                 max_new_tokens=max(1, max_new_tokens),
+                streams=max(1, services.resident.requests) if services.joint else None,
             )
         )
 
@@ -332,6 +335,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         limit = job.max_new_tokens[prompt]
         # Scores of a prompt are the same for each of its choices: the first one asks.
         scored = job.prompt_logprobs if sample == 0 or limit == 0 else None
+        # Without forecasts of the policies joint mode seeds every prompt.
+        seeded = plan is not None and self._services.joint and plan.policy in {None, "joint"}
         return GenerateRequest(
             # The client's own id may come twice; this one must not.
             request_id=f"{self._reply_id}-{index}",
@@ -345,7 +350,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
             prompt_logprobs=scored,
             deadline_s=self._left_s(),
             grammar=job.grammar,
-            profile=plan.profile if plan and self._services.seed_loads else None,
+            profile=plan.profile if plan and seeded else None,
+            policy=plan.policy if plan else None,
         )
 
     def _echo(self, choice: Choice, prompt: int, events: Sequence[GenerateEvent]) -> Shown:

@@ -152,6 +152,7 @@ class Metrics:
         for layer, overlap in enumerate(report.overlap):
             if overlap is not None:
                 self._overlap.labels(str(layer)).set(overlap)
+        self._wanted_replicas.clear()  # a function that is not wished for has none
         for function, count in report.replicas.items():
             self._wanted_replicas.labels(function).set(count)
         self._attached.set(report.attached)

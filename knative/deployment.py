@@ -164,6 +164,7 @@ def _planner_env(options: DeploymentOptions) -> dict[str, str]:
     env = {
         "REMOE_PLANNER_REMOTE_RATIO": f"{options.remote_ratio:g}",
         "REMOE_PLANNER_EXPERT_EXPANSION": str(_expert_expansion()),
+        "REMOE_PLANNER_FUNCTION_REPLICAS": str(_function_replicas(options)),
     }
     if options.hardware is not None:
         env["REMOE_PLANNER_HARDWARE"] = str(options.hardware)

@@ -70,6 +70,9 @@ class PlannerSettings(ServiceSettings):
     """The most replicas of an expert function that one prompt is split over. The main function
     makes one call for a layer, so more of them serve more requests, and not one faster."""
 
+    function_replicas: int = Field(1, ge=1, le=1000)
+    """The most replicas that a policy asks for of one function (REMOE_MAIN_FUNCTION_REPLICAS)."""
+
     gpu_speedup: float = Field(10.0, gt=0)
     """How much faster than here a GPU is taken to be in the comparisons that need one (GPU,
     Fetch). An assumption, and shown as one, unless the main function has a GPU."""

@@ -11,6 +11,7 @@ from planner.model import ModelFacts
 from planner.optimise.cost_baselines import Baseline
 from planner.phases import PhaseProfiles
 from planner.plan_making import Question
+from planner.policy_forecasts import beyond_slo
 from planner.remote_calls import remote_call_chance
 from planner.selection import remote_mask
 from remoe.plan import Plan
@@ -142,6 +143,16 @@ def _sentences(
         why.append(
             f"No plan holds the SLO: the least that one can promise is TTFT {plan.needed.ttft_s:.3f}"
             f" s or TPOT {plan.needed.tpot_s:.4f} s."
+        )
+    if plan.policy is not None:
+        chosen = next(one for one in plan.policies if one.policy == plan.policy)
+        most = max(one.resident_usd for one in plan.policies)
+        least = "comes nearest to the SLO"
+        if not beyond_slo(chosen, question.slo):
+            least = "costs least" + (" within the SLO" if question.slo is not None else "")
+        why.append(
+            f"Beside others like it, the policy {plan.policy} {least}: all memory held counted, it "
+            f"costs {1 - chosen.resident_usd / most:.1%} less than the dearest."
         )
     for other in others:
         if other.name == "MIX" and plan.predicted_cost_usd is not None:

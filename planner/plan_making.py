@@ -216,6 +216,12 @@ class Optimising:
             bare_tpot_s=estimate.tpot_s / bare.decode_factor if decodes else None,
         )
 
+    def solve(self, question: Question) -> tuple[WholePlan, float]:
+        """The whole plan, and what the main function costs a second under it, USD."""
+        planner, _ = self._planner(question)
+        plan = planner.plan(question.rule)
+        return plan, planner.system.main_usd_per_s(plan.main, planner.outlook.demand.tokens)
+
     def baselines(self, question: Question) -> list[Baseline]:
         planner, _ = self._planner(question)
         found = baselines(planner.system, planner.outlook.demand, gpu_speedup=self._gpu_speedup)

@@ -24,6 +24,7 @@ from planner.lessons import HistoryStats, Lessons, Noted
 from planner.memory import MemoryRule
 from planner.model import ModelFacts
 from planner.plan_making import FixedRatio, Optimising, PlanMaker
+from planner.policy_forecasts import PolicyForecaster, choose_policy
 from planner.prediction import ActivationPredictor, Prompt
 from planner.predictors import open_embedder, open_history, open_predictor
 from planner.recent_plans import RecentPlans
@@ -33,7 +34,8 @@ from planner.what_if import WhatIf, WhatIfs
 from remoe.activation_totals import ActivationTotals
 from remoe.checkpoint import Checkpoint
 from remoe.hardware import HardwareProfile
-from remoe.plan import Deployment, Observation, Plan, PlanRequest
+from remoe.moeless.function_balance import FunctionShare
+from remoe.plan import Deployment, Observation, Plan, PlanRequest, PolicyForecast
 from remoe.planning_messages import Explanation, PlanDiff, PlanDiffRequest, PreviewRequest
 from remoe.topology import Topology
 
@@ -73,14 +75,24 @@ class Planner:
         )
         self._hardware = hardware
         self._maker: PlanMaker = FixedRatio(model, self._functions, memory)
+        self._policies: PolicyForecaster | None = None
         if hardware is not None:
-            self._maker = Optimising(
+            self._maker = optimising = Optimising(
                 model,
                 self._functions,
                 memory,
                 hardware,
                 gpu_speedup=settings.gpu_speedup,
                 by_milp=settings.solver == "milp",
+            )
+            self._policies = PolicyForecaster(
+                maker=optimising,
+                functions=[FunctionShare.of(one) for one in self._functions],
+                top_k=model.top_k,
+                expert_gb=model.expert_size_bytes / 1e9,
+                most_main_gb=topology.main_memory_gb,
+                most_replicas=settings.function_replicas,
+                main_on_gpu=hardware.main_on_gpu,
             )
         self._what_ifs = WhatIfs(settings, model, self._prices, optimising=hardware is not None)
         self._lessons = Lessons(
@@ -161,6 +173,7 @@ class Planner:
             prompt_tokens=request.prompt_tokens,
             max_new_tokens=request.max_new_tokens,
             slo=request.slo,
+            streams=request.streams,
         )
         check_plan_request(asked, self._model)
         record = self._planned(asked, self._what_ifs.previewed(request), "preview")
@@ -190,6 +203,9 @@ class Planner:
         )
         made = self._maker.decide(question)
         profile = prediction.profiles.mixed(read, written)
+        policies: list[PolicyForecast] = []
+        if request.streams is not None and self._policies is not None:
+            policies = self._policies.forecast(question, made, request.streams)
         plan = Plan(
             plan_id=self._ids.make(kind),
             model=self._model.name,
@@ -213,6 +229,8 @@ class Planner:
             cost_split=made.cost_split,
             slo_ttft_s=made.slo_ttft_s,
             slo_tpot_s=made.slo_tpot_s,
+            policies=policies,
+            policy=choose_policy(policies, request.slo),
         )
         if kind == "plan" and made.bare_ttft_s is not None:
             self._lessons.calibration.predicted(plan.plan_id, made.bare_ttft_s, made.bare_tpot_s)

@@ -11,7 +11,9 @@ from planner.model import ModelFacts
 from remoe.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from remoe.plan import Observation, PlanRequest
 
-__all__ = ["check_observation", "check_plan_request"]
+__all__ = ["MOST_STREAMS", "check_observation", "check_plan_request"]
+
+MOST_STREAMS = 65_536
 
 
 def check_plan_request(request: PlanRequest, model: ModelFacts) -> None:
@@ -27,6 +29,10 @@ def check_plan_request(request: PlanRequest, model: ModelFacts) -> None:
         raise InvalidRequestError(
             f"max_new_tokens is {request.max_new_tokens}; it must be at least 1.",
             param="max_new_tokens",
+        )
+    if request.streams is not None and not 1 <= request.streams <= MOST_STREAMS:
+        raise InvalidRequestError(
+            f"streams is {request.streams}; it must be 1 to {MOST_STREAMS}.", param="streams"
         )
     slo = request.slo
     if slo is not None and not (slo.ttft_s > 0 and slo.tpot_s > 0):

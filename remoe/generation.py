@@ -13,6 +13,7 @@ import msgspec
 
 from remoe.balance_report import BalanceReport
 from remoe.ledger import Ledger
+from remoe.moeless.function_balance import Policy
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -69,7 +70,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     no remote call outlives it.
 
     `profile` is the planner's prediction of the request's routes, [layers][experts]: the joint
-    policy seeds its loads with it.
+    policy seeds its loads with it. `policy` is the one that the planner would serve it by, of which
+    joint mode takes notice; None leaves it to loads.
 
     `grammar` is an llguidance grammar (Lark, or its JSON form): only tokens that keep the answer
     within it are drawn, and `stop_tokens` only where it may end.
@@ -87,6 +89,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     grammar: str | None = None
     profile: list[list[float]] | None = None
+    policy: Policy | None = None
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):

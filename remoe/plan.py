@@ -8,6 +8,7 @@ import msgspec
 
 from remoe.experts import Partition
 from remoe.ledger import Ledger
+from remoe.moeless.function_balance import Policy
 
 __all__ = [
     "CostSplit",
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "PlanRequest",
     "PlanStatus",
+    "PolicyForecast",
     "Slo",
 ]
 
@@ -32,12 +34,16 @@ class Slo(msgspec.Struct, frozen=True):
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`prompt_tokens` are the model's own token ids, chat template included."""
+    """`prompt_tokens` are the model's own token ids, chat template included.
+
+    With `streams` the policies are compared, for as many such requests side by side.
+    """
 
     model: str
     prompt_tokens: list[int]
     max_new_tokens: int
     slo: Slo | None = None
+    streams: int | None = None
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +77,26 @@ class CostSplit(msgspec.Struct, frozen=True, kw_only=True):
     remote_decode_usd: float
 
 
+class PolicyForecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request takes under a policy beside others like it, everything warm.
+
+    `cost_usd` bills memory while it is computed on, as a plan's cost does, `resident_usd` all that
+    is held meanwhile: the request's share of both. `held_gb` is held while tokens are written,
+    `moved_in` how many experts are then in the main function beyond the plan. `slo_*` are what an
+    SLO is compared with.
+    """
+
+    policy: Policy
+    ttft_s: float
+    tpot_s: float | None
+    slo_ttft_s: float
+    slo_tpot_s: float | None
+    cost_usd: float
+    resident_usd: float
+    held_gb: float
+    moved_in: int
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which experts are remote for a request, what that will cost, and why.
 
@@ -81,6 +107,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stays below with 97.5 % each, cold starts included. `status` is `infeasible` if no plan holds
     the SLO: `needed` is then the tightest that some plan does, each of the two for itself. It is
     `unknown` if nothing has been measured that would tell.
+    `policies` are compared if the request said beside how many it is served and there is a hardware
+    profile; `policy` is the one that holds the SLO at the least `resident_usd`.
     """
 
     plan_id: str
@@ -101,6 +129,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cost_split: CostSplit | None = None
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
+    policies: list[PolicyForecast] = []
+    policy: Policy | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,7 +36,8 @@ class PreviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     prediction staying that of `prompt_tokens`. `ratio` is b, `rule` how it is chosen if not given.
     `partition` is priced as it is, and cannot be combined with `ratio` or `rule`. `granularity` is
     what one function holds: an expert, a layer, or a block of layers as deployed; `platform` whose
-    memory specs to plan with; `robust` false compares SLOs with means.
+    memory specs to plan with; `robust` false compares SLOs with means. `streams` is as in a plan's
+    request.
     """
 
     model: str
@@ -52,6 +53,7 @@ class PreviewRequest(msgspec.Struct, frozen=True, kw_only=True):
     granularity: Literal["expert", "layer", "block"] | None = None
     platform: Literal["proportional", "lambda", "cloud-run", "fargate"] | None = None
     robust: bool | None = None
+    streams: int | None = None
 
 
 class PlanDiffRequest(msgspec.Struct, frozen=True, kw_only=True):

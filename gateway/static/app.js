@@ -1,12 +1,13 @@
 // The page: what is awake, what requests cost, and a chat. No build step, no library.
 
 import { get, key, usd } from "./api.js";
+import * as balance from "./balance.js";
 import * as chat from "./chat.js";
 import * as plan from "./plan.js";
+import { shape } from "./shape.js";
 
 const PERIOD_MS = 2000;
 const CHARTED = 40;
-const SVG = "http://www.w3.org/2000/svg";
 const element = (id) => document.querySelector(`#${id}`);
 let selected = null;
 let drawn = "";
@@ -32,20 +33,15 @@ function showFunctions(state) {
       name.title = f.holds;
       const meta = document.createElement("span");
       meta.className = "meta";
+      const wanted = state.balance?.replicas[f.name];
       const held = f.replicas.length ? `${Math.round(f.memory_bytes / 2 ** 20)} MiB` : "";
-      meta.textContent = [f.state === "zero" ? "at zero" : f.state, held, f.cold_starts ? `${f.cold_starts} cold start${f.cold_starts === 1 ? "" : "s"}` : ""]
+      meta.textContent = [f.state === "zero" ? "at zero" : f.state, held, wanted === undefined ? "" : `${wanted} wanted`, f.cold_starts ? `${f.cold_starts} cold start${f.cold_starts === 1 ? "" : "s"}` : ""]
         .filter(Boolean)
         .join(" · ");
       item.append(dot, name, meta);
       return item;
     }),
   );
-}
-
-function shape(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
 }
 
 function showCosts(requests) {
@@ -109,6 +105,7 @@ async function refresh({ follow = false } = {}) {
     const [state, requests] = await Promise.all([get("/dashboard/state"), get("/dashboard/requests")]);
     element("model").textContent = `${state.model} · prices: ${state.price_book} · ${state.open_requests} open`;
     showFunctions(state);
+    balance.show(state.balance);
     if (follow && requests.length) await select(requests[0]);
     const mark = `${requests[0]?.id} ${requests.length} ${selected}`;
     if (mark !== drawn) {

@@ -111,7 +111,7 @@ export async function explain(request) {
   const percent = (rate) => (rate === null ? "unknown" : `${(100 * rate).toFixed(0)} %`);
   const { receipt } = request;
   text.textContent =
-    `${remote} experts are remote. Routes that stay in the main function: ` +
+    `${remote} experts are remote${shown.policy ? `, and the policy chosen is ${shown.policy}` : ""}. Routes that stay in the main function: ` +
     `${percent(receipt.predicted.hit_rate)} predicted, ${percent(receipt.hit_rate)} actual. ` +
     (shown.neighbours.length
       ? `The prediction rests on ${shown.neighbours.length} similar prompts:`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -66,6 +67,7 @@ class BalanceController:
         self._planned = partition.deployment
         self._ours = partition.deployment
         self._seeds: dict[str, NDArray[np.float64]] = {}
+        self._as_planned: set[str] = set()
         self._open = 0
         self._seeded_at_step = 0
         self._last_open_at = clock()
@@ -84,14 +86,24 @@ class BalanceController:
         self._wake.set()
         self._thread.join()
 
-    def opened(self, request_id: str, profile: list[list[float]] | None, routes: int) -> None:
+    def opened(
+        self,
+        request_id: str,
+        profile: list[list[float]] | None,
+        routes: int,
+        *,
+        policy: Policy | None = None,
+    ) -> None:
         """A request begins; `profile` [layers][experts] is the planner's, `routes` its top-k.
 
         In joint mode it seeds the loads: of each token `routes` go to a layer, spread like that.
+        While the planner would serve all who are here by the policy `remoe`, nothing is moved.
         """
         with self._lock:
             self._open += 1
-            if self._policy == "joint" and profile:
+            if self._policy == "joint" and policy == "remoe":
+                self._as_planned.add(request_id)
+            elif self._policy == "joint" and profile:
                 self._seeds[request_id] = np.asarray(profile, np.float64) * routes
                 self._seeded_at_step = self._book.view().steps
                 self._wake.set()
@@ -100,6 +112,7 @@ class BalanceController:
         with self._lock:
             self._open -= 1
             self._seeds.pop(request_id, None)
+            self._as_planned.discard(request_id)
             self._last_open_at = self._clock()
 
     def report(self) -> BalanceReport | None:
@@ -123,6 +136,7 @@ class BalanceController:
             if self._partition.deployment is not self._ours:  # the planner has changed its mind
                 self._planned = self._ours = self._partition.deployment
             loads = self._expected()
+            moves = not self._open or len(self._as_planned) < self._open
         if loads is None:
             return
         balance = balance_functions(
@@ -132,6 +146,10 @@ class BalanceController:
             self._rules,
             held=self._ours.partition,
         )
+        if not moves:
+            self._balance = replace(balance, partition=self._ours.partition, replicas={})
+            self._replicas = {}
+            return
         self._balance = balance
         self._hold(balance.partition)
         self._scale(balance.replicas)

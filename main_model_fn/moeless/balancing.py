@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import structlog
@@ -18,7 +19,7 @@ from main_model_fn.gate_recording import model_gates
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.moeless.balance_controller import BalanceController
 from main_model_fn.moeless.load_book import LoadBook
-from main_model_fn.moeless.load_predictor import LoadPredictor
+from main_model_fn.moeless.load_predictor import LoadPredictor, Observer
 from main_model_fn.moeless.runtime_control import RuntimeControl
 from main_model_fn.split import LayerExperts
 from remoe.checkpoint import Checkpoint
@@ -50,25 +51,26 @@ class Balancing:
         self._top_k = checkpoint.top_k
         self._notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
         book = LoadBook(checkpoint.layers, checkpoint.experts)
+        layers = [cast("LayerExperts", module.remoe) for module in experts_by_layer(model).values()]
+
+        def watch(observer: Observer | None) -> None:
+            for layer in layers:
+                layer.observe = observer
+
         self._predictor = LoadPredictor(
             read_gates(model, checkpoint, distance=settings.prediction_distance),
             moe_layers=checkpoint.moe_layers,
             top_k=checkpoint.top_k,
             distance=settings.prediction_distance,
             book=book,
+            watch=watch,
         )
-        for module in experts_by_layer(model).values():
-            layer: LayerExperts = module.remoe  # type: ignore[assignment]  # set by load_split_model
-            layer.observe = self._predictor.observe
         planned_gb = partition.deployment.main_memory_gb
         self.controller = BalanceController(
             partition,
             book,
             policy=settings.policy,
-            functions=[
-                FunctionShare(one.name, one.first_layer, one.last_layer, one.memory_gb)
-                for one in topology.experts
-            ],
+            functions=[FunctionShare.of(one) for one in topology.experts],
             rules=BalanceRules(
                 expert_gb=checkpoint.expert_size_bytes / 1e9,
                 room_gb=max(0.0, topology.main_memory_gb - planned_gb),
@@ -94,7 +96,9 @@ class Balancing:
     @contextmanager
     def request(self, request: GenerateRequest) -> Iterator[None]:
         """While the block runs, the request is being served."""
-        self.controller.opened(request.request_id, request.profile, self._top_k)
+        self.controller.opened(
+            request.request_id, request.profile, self._top_k, policy=request.policy
+        )
         try:
             yield
         finally:

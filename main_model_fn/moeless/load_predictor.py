@@ -1,14 +1,15 @@
 """The Load Predictor in the main function: gate copies on the hidden states of the step under way.
 
-Layers hand over what their experts are given and go on; a thread of its own multiplies. While it is
-behind, steps are passed over: a prediction that is late is of no use (papers.md B.3).
+Layers hand over what their experts are given and go on; a thread of its own multiplies (papers.md
+B.3). Only while they are watched: steps that nobody looks at may be computed in ways that have no
+layers to watch, such as all of them in one native call.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,16 +17,17 @@ from numpy.typing import NDArray
 
 from main_model_fn.moeless.load_book import LoadBook
 
-__all__ = ["LoadPredictor"]
+__all__ = ["LoadPredictor", "Observer"]
 
 _STOP = None
 _Item = tuple[int, torch.Tensor, torch.Tensor]
+Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
 class LoadPredictor:
     """`gates` are [experts, hidden] by the layer they foretell, given the input of the layer
-    `distance` MoE layers before. Of `every` steps one is looked at: on few cores the thread would
-    take the time that it is to save.
+    `distance` MoE layers before. A step is looked at, and `period_s` after it the next: more of them
+    would take the time that they are to save. `watch` is told by whom the layers' inputs are wanted.
     """
 
     def __init__(
@@ -36,40 +38,51 @@ class LoadPredictor:
         top_k: int,
         distance: int,
         book: LoadBook,
-        every: int = 4,
+        watch: Callable[[Observer | None], None],
+        period_s: float = 1.0,
     ) -> None:
         self._gates = dict(gates)
         self._ahead = dict(zip(moe_layers, moe_layers[distance:], strict=False))
-        self._first = moe_layers[0]
+        self._first, self._last = moe_layers[0], moe_layers[-1]
         self._top_k = top_k
         self._book = book
-        self._every = every
-        self._count = 0
-        self._watching = False
+        self._watch = watch
+        self._period_s = period_s
+        self._begun = False
         self._expected: dict[int, NDArray[np.bool_]] = {}
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._most_waiting = 2 * len(moe_layers)
         self._thread = threading.Thread(target=self._run, name="load-predictor", daemon=True)
 
     def start(self) -> None:
+        self._watch(self.observe)
         self._thread.start()
 
     def stop(self) -> None:
         self._items.put(_STOP)
         self._thread.join()
+        self._watch(None)
 
     def observe(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> None:
-        """Take a layer's input [tokens, hidden] and its routes [tokens, top_k]; never waits."""
-        if layer == self._first:
-            self._watching = (
-                self._count % self._every == 0 and self._items.qsize() < self._most_waiting
-            )
-            self._count += 1
-        if self._watching:
+        """Take a layer's input [tokens, hidden] and its routes [tokens, top_k]; never waits.
+
+        Of a step that was under way when watching began, nothing is taken; after a whole one it ends.
+        """
+        self._begun = self._begun or layer == self._first
+        if self._begun:
             self._items.put((layer, hidden, index))
+            if layer == self._last:
+                self._begun = False
+                self._watch(None)
 
     def _run(self) -> None:
-        while (item := self._items.get()) is not _STOP:
+        while True:
+            try:
+                item = self._items.get(timeout=self._period_s)
+            except queue.Empty:
+                self._watch(self.observe)
+                continue
+            if item is _STOP:
+                return
             with torch.inference_mode():
                 self.look_at(*item)
 

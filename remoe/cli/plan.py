@@ -50,7 +50,9 @@ def plan(
     ] = None,
     policy: Annotated[
         Literal["remoe", "moeless", "joint"] | None,
-        typer.Option(help="What would this policy do with such prompts?"),
+        typer.Option(
+            help="What would this policy do with such prompts, and which would the planner choose?"
+        ),
     ] = None,
     streams: Annotated[
         int, typer.Option(help="How many of them side by side, for --policy.", min=1)
@@ -96,6 +98,7 @@ def plan(
         granularity=granularity,
         prompt_length=length,
         prices=_prices(price),
+        streams=None if policy is None else streams,
     )
     told = _explained(topology.planner_url, request)
     if html is not None:

@@ -38,7 +38,7 @@ def page(told: Explanation, prompt: str) -> str:
         f"{total} experts remote; main function {plan.main_memory_gb:.2f} GB.</p>"
         f"<h2>Time and cost</h2>{_costs(told)}"
         f"<h2>Why</h2>{''.join(f'<p>{escape(sentence)}</p>' for sentence in told.why)}"
-        f"{_functions(told)}{_neighbours(told)}"
+        f"{_policies(told)}{_functions(told)}{_neighbours(told)}"
         f"<h2>Expected use of every expert</h2>{_map(told)}</html>\n"
     )
 
@@ -80,6 +80,26 @@ def _costs(told: Explanation) -> str:
         for other in told.baselines
     ]
     return _rows(("served by", "TTFT", "TPOT", "cost", "against the plan"), rows, " class=plan")
+
+
+def _policies(told: Explanation) -> str:
+    plan = told.plan
+    if not plan.policies:
+        return ""
+    rows = [
+        (
+            f"{one.policy} (chosen)" if one.policy == plan.policy else one.policy,
+            _number(one.ttft_s, "s"),
+            "" if one.tpot_s is None else _number(one.tpot_s, "s"),
+            _number(one.cost_usd, "USD"),
+            _number(one.resident_usd, "USD"),
+            f"{one.held_gb:.2f} GB",
+            f"{one.moved_in} experts",
+        )
+        for one in plan.policies
+    ]
+    head = ("policy", "TTFT", "TPOT", "cost", "cost of memory held", "held", "moved in")
+    return f"<h2>Policies</h2>{_rows(head, rows)}"
 
 
 def _functions(told: Explanation) -> str:

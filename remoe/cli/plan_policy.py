@@ -28,10 +28,7 @@ def policy_sentences(
 
     checkpoint = Checkpoint.open(Path(topology.model_dir))
     loads = np.asarray(plan.profile, np.float64) * checkpoint.top_k * streams
-    functions = [
-        FunctionShare(one.name, one.first_layer, one.last_layer, one.memory_gb)
-        for one in topology.experts
-    ]
+    functions = [FunctionShare.of(one) for one in topology.experts]
     planned = plan.partition
     rules = BalanceRules(
         expert_gb=checkpoint.expert_size_bytes / 1e9,

@@ -34,6 +34,8 @@ def plan_table(told: Explanation, width: int) -> RenderableType:
     parts: list[RenderableType] = [head, Text(), _costs(told)]
     assumed = sorted({other.assumes for other in told.baselines if other.assumes})
     parts += [*(Text(f"* assumes {what}") for what in assumed), Text()]
+    if plan.policies:
+        parts += [_policies(told), Text()]
     if plan.functions:
         parts += [_functions(told), Text()]
     parts += [Text("Why", "bold"), *(Text(f"  {sentence}") for sentence in told.why), Text()]
@@ -79,6 +81,23 @@ def _costs(told: Explanation) -> Table:
             _seconds(other.tpot_s),
             _usd(other.cost_usd),
             against,
+        )
+    return table
+
+
+def _policies(told: Explanation) -> Table:
+    plan = told.plan
+    table = _table("policy", "TTFT", "TPOT", "cost", "of memory held", "held", "moved in")
+    for one in plan.policies:
+        table.add_row(
+            f"{one.policy} (chosen)" if one.policy == plan.policy else one.policy,
+            _seconds(one.ttft_s),
+            "-" if one.tpot_s is None else _seconds(one.tpot_s),
+            _usd(one.cost_usd),
+            _usd(one.resident_usd),
+            f"{one.held_gb:.2f} GB",
+            f"{one.moved_in} experts",
+            style="bold" if one.policy == plan.policy else "",
         )
     return table
 

@@ -15,8 +15,16 @@ from numpy.typing import NDArray
 
 from remoe.experts import Partition
 from remoe.moeless.scaler import CV_THRESHOLD, load_cv, scale
+from remoe.topology import ExpertEndpoint
 
-__all__ = ["Balance", "BalanceRules", "FunctionShare", "Policy", "balance_functions"]
+__all__ = [
+    "Balance",
+    "BalanceRules",
+    "FunctionShare",
+    "Policy",
+    "balance_functions",
+    "loaded_functions",
+]
 
 # remoe: the planner's partition, functions scaled by concurrency. moeless: loads foretold in
 # flight. joint: those, seeded by what the planner foretells of each prompt.
@@ -31,6 +39,14 @@ class FunctionShare:
     first_layer: int
     last_layer: int
     memory_gb: float
+
+    @classmethod
+    def of(cls, endpoint: ExpertEndpoint) -> FunctionShare:
+        return cls(endpoint.name, endpoint.first_layer, endpoint.last_layer, endpoint.memory_gb)
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.last_layer + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +109,16 @@ def balance_functions(
     remote = list(planned.remote)
     for one in functions:
         if one.name in resident:
-            for layer in range(one.first_layer, one.last_layer + 1):
+            for layer in one.layers:
                 remote[layer] = ()
     return Balance(Partition(planned.experts, tuple(remote)), wanted, layer_cv, scaled_cv)
+
+
+def loaded_functions(
+    loads: NDArray[np.float64], planned: Partition, functions: Sequence[FunctionShare]
+) -> list[str]:
+    """The functions that a step is expected to call at all."""
+    return [one.name for one in functions if _remote_load(loads, planned, one) > 0]
 
 
 def _scale_layers(
@@ -115,21 +138,17 @@ def _scale_layers(
 
 
 def _remote_load(loads: NDArray[np.float64], planned: Partition, one: FunctionShare) -> float:
-    return float(sum(loads[layer, list(planned.remote[layer])].sum() for layer in _layers(one)))
+    return float(sum(loads[layer, list(planned.remote[layer])].sum() for layer in one.layers))
 
 
 def _remote_count(partition: Partition, one: FunctionShare) -> int:
-    return sum(len(partition.remote[layer]) for layer in _layers(one))
+    return sum(len(partition.remote[layer]) for layer in one.layers)
 
 
 def _function_replicas(
     replicas: NDArray[np.intp], planned: Partition, one: FunctionShare, rules: BalanceRules
 ) -> int:
     most = max(
-        int(replicas[layer, list(planned.remote[layer])].max(initial=0)) for layer in _layers(one)
+        int(replicas[layer, list(planned.remote[layer])].max(initial=0)) for layer in one.layers
     )
     return min(max(1, most), rules.most_replicas)
-
-
-def _layers(one: FunctionShare) -> range:
-    return range(one.first_layer, one.last_layer + 1)

@@ -95,6 +95,18 @@ def test_the_table_says_what_a_plan_is_and_why(url: str) -> None:
     assert [int(layer) for layer, _ in rows] == list(range(LAYERS))
 
 
+def test_policies_are_shown_with_the_planner_s_choice(url: str) -> None:
+    told = _explained(url, asked(streams=4))
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(plan_table(told, console.width))
+    text, html = console.export_text(), page(told, "hello")
+    for policy in ("remoe", "moeless", "joint"):
+        marked = f"{policy} (chosen)"
+        assert (marked in text) == (marked in html) == (policy == told.plan.policy)
+        assert re.search(rf"^{policy}.* GB +\d+ experts$", text, re.MULTILINE)
+    assert "Policies" not in page(_explained(url, asked()), "hello")
+
+
 def test_the_page_stands_alone_and_shows_every_expert(url: str) -> None:
     told = _explained(url, asked())
     text = page(told, "<script>alert(1)</script>")

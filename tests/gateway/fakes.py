@@ -28,6 +28,7 @@ from remoe.generation import (
 )
 from remoe.ledger import Ledger
 from remoe.lifecycle import READY_FOR_HEADER, START_HEADER
+from remoe.moeless.function_balance import Policy
 from remoe.plan import Neighbour, Observation, Plan, PlanRequest
 
 __all__ = ["FakeMain", "FakePlanner", "Gate", "scored", "stats"]
@@ -186,6 +187,7 @@ class FakePlanner:
         self.observed = threading.Condition()
         self.woken = Gate()
         self.answer_gate: Gate | None = None
+        self.policy: Policy | None = None
         self.refused_observations = 0
         self.refuses = False
 
@@ -221,6 +223,7 @@ class FakePlanner:
             predicted_ttft_s=0.5,
             predicted_tpot_s=0.0625,
             predicted_cost_usd=0.001,
+            policy=self.policy,
         )
         return Response(msgspec.json.encode(plan), media_type="application/json")
 

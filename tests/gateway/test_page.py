@@ -54,7 +54,16 @@ def test_programs_get_json_and_browsers_a_page(stack: Stack, http: httpx.Client)
     page = http.get("/", headers={"accept": "text/html,*/*"})
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in ("app.js", "chat.js", "plan.js", "api.js", "style.css", "icon.svg"):
+    for name in (
+        "app.js",
+        "balance.js",
+        "chat.js",
+        "shape.js",
+        "plan.js",
+        "api.js",
+        "style.css",
+        "icon.svg",
+    ):
         assert http.get(f"/static/{name}").status_code == 200
     assert http.get("/static/../config.py").status_code == 404
     missing = http.get("/static/nothing.js")
@@ -67,6 +76,7 @@ def test_what_the_page_asks_for(stack: Stack, serve_gateway: Callable[..., str])
     eventually(lambda: len(httpx.get(f"{url}/dashboard/requests").json()) == 1)
     state = httpx.get(f"{url}/dashboard/state").json()
     assert (state["model"], state["functions"], state["open_requests"]) == (MODEL, None, 0)
+    assert (state["balance"]["layer_cv"], state["balance"]["attached"]) == ([0.5], 3)
     (recent,) = httpx.get(f"{url}/dashboard/requests").json()
     assert recent["id"] == reply["id"]
     assert recent["receipt"]["cost_usd"] == reply["x_remoe"]["cost_usd"]
@@ -116,6 +126,11 @@ def test_a_conversation_in_a_browser(
     cell = browser.run("document.querySelector('#cell').textContent")
     assert cell.startswith("Layer 0, expert 1 (remote): predicted 25.0 %, actual")
     assert browser.run("document.querySelectorAll('#cost-chart rect').length") == 2
+    browser.wait("document.querySelectorAll('#balance-chart rect').length === 2")
+    balance = browser.run("document.querySelector('#balance').textContent")
+    assert "joint · 3 experts moved in · 2 function replicas wanted · 75 % of routes" in balance
+    layer = browser.run("document.querySelector('#balance-chart title').textContent")
+    assert layer == "Layer 0: CV 0.50, scaled 0.13, 75 % foretold"
     # A second turn carries the first one.
     ask(browser, "And of Spain?")
     shoot(browser, "desktop-light")

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.residency import ResidentMeter
 from gateway.runtime_watch import RuntimeWatch
+from remoe.moeless.function_balance import Policy
 from remoe.topology import Topology
 from tests.gateway.conftest import Stack
 
@@ -27,6 +28,25 @@ def test_the_prediction_travels_with_the_request_in_joint_mode_alone(
     reply = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "model": model})
     assert reply.status_code == 200
     assert (stack.main.requests[-1].profile is not None) == sent
+    assert (stack.planner.requests[-1].streams is not None) == sent
+
+
+def test_in_joint_mode_the_planner_chooses_for_each_prompt(
+    stack: Stack, serve_gateway: Callable[..., str]
+) -> None:
+    url = serve_gateway(policy="joint")
+    chat = {**CHAT, "model": httpx.get(f"{url}/v1/models").json()["data"][0]["id"]}
+    choices: tuple[tuple[Policy, bool], ...] = (
+        ("joint", True),
+        ("moeless", False),
+        ("remoe", False),
+    )
+    for chosen, seeded in choices:
+        stack.planner.policy = chosen
+        assert httpx.post(f"{url}/v1/chat/completions", json=chat).status_code == 200
+        assert stack.planner.requests[-1].streams == 1
+        asked = stack.main.requests[-1]
+        assert (asked.policy, asked.profile is not None) == (chosen, seeded)
 
 
 def test_the_watch_knows_since_when_a_function_serves(topology: Topology) -> None:

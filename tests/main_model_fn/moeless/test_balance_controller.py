@@ -117,6 +117,29 @@ def test_in_joint_mode_a_prompt_moves_them_in_before_its_first_step(
         assert here.resident == [resident] * LAYERS
 
 
+def test_nothing_is_moved_while_the_planner_would_serve_all_as_planned(
+    platform: Callable[..., Platform],
+) -> None:
+    here = platform("joint")
+    here.controller.opened("a", PROFILE, 2, policy="remoe")
+    here.steps([1, 1, 1, 1])
+    here.controller.decide()
+    assert (here.resident, here.wishes.asked) == ([2] * LAYERS, [])
+    report = here.controller.report()
+    assert report is not None  # loads are told all the same
+    assert (report.attached, report.replicas, report.layer_cv) == (0, {}, [0.0] * LAYERS)
+    here.controller.opened("b", PROFILE, 2, policy="joint")
+    here.controller.decide()
+    assert here.resident == [EXPERTS] * LAYERS
+    here.controller.closed("b")
+    here.controller.decide()
+    assert here.resident == [EXPERTS] * LAYERS  # warm, and moving them out again would cost
+    here.controller.closed("a")
+    here.now = 60.0
+    here.controller.decide()
+    assert here.resident == [2] * LAYERS
+
+
 def test_what_comes_in_flight_corrects_what_the_prompt_foretold(
     platform: Callable[..., Platform],
 ) -> None:

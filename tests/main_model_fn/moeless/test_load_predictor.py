@@ -7,16 +7,44 @@ import pytest
 import torch
 
 from main_model_fn.moeless.load_book import LoadBook
-from main_model_fn.moeless.load_predictor import LoadPredictor
+from main_model_fn.moeless.load_predictor import LoadPredictor, Observer
 
 LAYERS = (0, 1, 3)  # layer 2 is dense
 EXPERTS, HIDDEN, TOP_K = 4, 8, 2
 
 
-def _predictor(book: LoadBook, *, every: int = 1) -> LoadPredictor:
+class Watched:
+    """The layers of a model: what they compute is nobody's but the observer's."""
+
+    observer: Observer | None = None
+
+    def watch(self, observer: Observer | None) -> None:
+        self.observer = observer
+
+    def step(self, layers: tuple[int, ...] = LAYERS) -> bool:
+        """Compute some layers; whether anybody looked at the first."""
+        looked = self.observer is not None
+        for layer in layers:
+            if self.observer is not None:
+                index = torch.zeros(2, TOP_K, dtype=torch.int64)
+                self.observer(layer, torch.randn(2, HIDDEN), index)
+        return looked
+
+
+def _predictor(
+    book: LoadBook, model: Watched | None = None, *, period_s: float = 1.0
+) -> LoadPredictor:
     generator = torch.Generator().manual_seed(1)
     gates = {layer: torch.randn(EXPERTS, HIDDEN, generator=generator) for layer in LAYERS[1:]}
-    return LoadPredictor(gates, moe_layers=LAYERS, top_k=TOP_K, distance=1, book=book, every=every)
+    return LoadPredictor(
+        gates,
+        moe_layers=LAYERS,
+        top_k=TOP_K,
+        distance=1,
+        book=book,
+        watch=(model or Watched()).watch,
+        period_s=period_s,
+    )
 
 
 def _routes(predictor: LoadPredictor, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -55,17 +83,35 @@ def test_the_first_layer_stands_with_the_last_steps_loads() -> None:
     assert book.view().loads[0].tolist() == [3, 3, 0, 0]
 
 
-def test_the_thread_looks_at_one_step_of_so_many() -> None:
-    book = LoadBook(4, EXPERTS)
-    predictor = _predictor(book, every=3)
+def test_one_step_is_looked_at_and_the_others_are_left_alone() -> None:
+    book, model = LoadBook(4, EXPERTS), Watched()
+    predictor = _predictor(book, model, period_s=3600)
     predictor.start()
-    for _ in range(7):
-        for layer in LAYERS:
-            predictor.observe(
-                layer, torch.randn(2, HIDDEN), torch.zeros(2, TOP_K, dtype=torch.int64)
-            )
+    assert [model.step() for _ in range(3)] == [True, False, False]
     predictor.stop()
-    assert book.view().steps in {1, 2, 3}  # fewer than all, should the thread have been behind
+    assert book.view().steps == 1
+    assert model.observer is None
+
+
+def test_after_a_while_another_step_is_looked_at() -> None:
+    book, model = LoadBook(4, EXPERTS), Watched()
+    predictor = _predictor(book, model, period_s=0.01)
+    predictor.start()
+    looked = 0
+    while looked < 3:
+        looked += model.step()
+    predictor.stop()
+    assert book.view().steps == 3
+
+
+def test_of_a_step_under_way_nothing_is_taken() -> None:
+    book, model = LoadBook(4, EXPERTS), Watched()
+    predictor = _predictor(book, model, period_s=3600)
+    predictor.start()
+    assert model.step(LAYERS[1:])  # it began before anybody looked
+    assert model.step()
+    predictor.stop()
+    assert book.view().steps == 1
 
 
 def test_experts_not_used_for_long_count_as_not_used() -> None:
