@@ -20,7 +20,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -38,6 +37,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.routing_scenarios import HISTORY, Scenario, recorded_routing, zipf_routing
 from main_model_fn.expert_parallel.balancer import next_placement
 from main_model_fn.expert_parallel.groups import open_groups
 from main_model_fn.expert_parallel.layer import ExpertParallelLayer
@@ -47,57 +47,7 @@ from remoe.moeless.eplb import eplb
 from remoe.moeless.placement import Placement
 
 _POLICIES = ("plain", "eplb", "moeless", "oracle")
-_HISTORY = 8  # batches before the first drift, which EPLB has seen; they warm up everything, too
 _CHECKED = 64
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Routing of all batches: experts int64 [batches, layers, ranks x tokens, top_k]."""
-
-    name: str
-    experts: NDArray[np.int64]
-    popularity: NDArray[np.float64]  # [batches, layers, experts]
-
-
-def zipf_routing(args: argparse.Namespace, skew: float, drift_every: int) -> Scenario:
-    """Top-k drawn without replacement; an expert's popularity is 1 / rank^skew."""
-    random = np.random.default_rng(args.seed)
-    base = 1 / np.arange(1, args.experts + 1) ** skew
-    order = np.stack([random.permutation(args.experts) for _ in range(args.layers)])
-    batches = _HISTORY + args.batches
-    shape = (args.layers, args.ranks * args.tokens, args.experts)
-    experts, popularity = [], []
-    for batch in range(batches):
-        if drift_every and batch >= _HISTORY and (batch - _HISTORY) % drift_every == 0:
-            for layer in range(args.layers):
-                a, b = random.choice(args.experts, 2, replace=False)
-                order[layer, [a, b]] = order[layer, [b, a]]
-        shares = base[order]
-        noise = random.gumbel(size=shape).astype(np.float32)
-        scores = np.log(shares)[:, None, :].astype(np.float32) + noise
-        top = np.argpartition(-scores, args.top_k - 1, axis=-1)[..., : args.top_k]
-        experts.append(top.astype(np.int64))
-        popularity.append(shares / shares.sum(-1, keepdims=True))
-    drift = f"drift/{drift_every}" if drift_every else "steady"
-    return Scenario(f"zipf {skew:g} {drift}", np.stack(experts), np.stack(popularity))
-
-
-def recorded_routing(args: argparse.Namespace) -> Scenario:
-    """`experts` of an npz, int [batches, layers, tokens, top_k]; the first of each as many as asked."""
-    with np.load(args.routing) as file:
-        experts = file["experts"].astype(np.int64)
-    wanted = (_HISTORY + args.batches, args.layers, args.ranks * args.tokens, args.top_k)
-    if experts.ndim != 4 or any(a < b for a, b in zip(experts.shape, wanted, strict=True)):
-        sys.exit(f"{args.routing} holds {list(experts.shape)} routes; {list(wanted)} are needed")
-    experts = np.ascontiguousarray(experts[: wanted[0], : wanted[1], : wanted[2], : wanted[3]])
-    counts = np.stack(
-        [
-            [np.bincount(layer.ravel(), minlength=args.experts) for layer in batch]
-            for batch in experts
-        ]
-    )
-    return Scenario("recorded", experts, counts / counts.sum(-1, keepdims=True))
 
 
 class Bench:
@@ -137,7 +87,7 @@ class Bench:
         def first_placement(layer: int) -> Placement:
             if policy != "eplb":
                 return expert_parallel(args.experts, args.ranks)
-            seen = scenario.experts[:_HISTORY, layer].ravel()
+            seen = scenario.experts[:HISTORY, layer].ravel()
             loads = np.bincount(seen, minlength=args.experts).astype(float)
             return eplb(loads, slots=slots * args.ranks, gpus=args.ranks)
 
@@ -222,7 +172,7 @@ class Bench:
 
         with torch.inference_mode():
             for batch in range(len(chosen)):
-                if batch == _HISTORY:
+                if batch == HISTORY:
                     attached, plan_s = 0, []
                 x = self.hidden
                 marks.append([self.now()])
@@ -239,10 +189,10 @@ class Bench:
                         plan(target, layer.loads.ahead)
                     x = functional.rms_norm(x + out, (args.hidden,))
                     marks[-1].append(self.now())
-                    if batch >= _HISTORY:
+                    if batch >= HISTORY:
                         balance.append(layer.loads.ranks.max() / layer.loads.ranks.mean())
                         replicas.append(len(layer.store.placement.expert))
-        times_s = self.slowest(marks[_HISTORY:])
+        times_s = self.slowest(marks[HISTORY:])
         result = {
             "layer_p50_ms": float(np.median(times_s)) * 1e3,
             "layer_mean_ms": float(times_s.mean()) * 1e3,
@@ -408,7 +358,11 @@ def main() -> None:
     parser.add_argument(
         "--warm-slack", type=float, default=0.05, help="load over the mean for a warm place's sake"
     )
-    parser.add_argument("--routing", type=Path, help="an npz of recorded routes instead of Zipf's")
+    parser.add_argument(
+        "--routing",
+        type=Path,
+        help="recorded routes instead of Zipf's: a folder of `remoe profile gates --keep-recording`",
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, help="folder for the figures as JSON and as a table")
     args = parser.parse_args()
