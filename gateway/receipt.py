@@ -257,14 +257,16 @@ def _split(charge: Charge) -> CostSplit:
 
 
 def _resident(share: ResidentShare, usage: Usage, prices: PriceBook) -> Resident:
-    """The main function's memory is the GPU's where its work was; all else is on CPUs."""
+    """The main function's memory is a GPU's to the part that it is in the busy ledger; all else is
+    on CPUs."""
     main, experts = kb_s(share.main_gb_s), kb_s(share.experts_gb_s)
     services = kb_s(share.services_gb_s)
-    gpu = prices.gpu_usd_per_gb_s
-    main_price = gpu if usage.main_gpu_kb_s else prices.cpu_usd_per_gb_s
-    cost = None
-    if main_price is not None:
-        cost = price(main, main_price) + price(experts + services, prices.cpu_usd_per_gb_s)
+    busy = usage.main_gpu_kb_s + usage.main_cpu_kb_s
+    on_gpu = main * usage.main_gpu_kb_s // busy if busy else 0
+    gpu, cost = prices.gpu_usd_per_gb_s, None
+    if gpu is not None or not on_gpu:
+        on_cpus = main - on_gpu + experts + services
+        cost = price(on_gpu, gpu or 0.0) + price(on_cpus, prices.cpu_usd_per_gb_s)
     return Resident(
         gb_s=gb_s(main + experts + services),
         main_gb_s=gb_s(main),

@@ -21,6 +21,7 @@ from main_model_fn.config import MainSettings
 from main_model_fn.deployment import claim_deployment, release_deployment
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.generation_spans import trace_generation
+from main_model_fn.gpu_memory import GpuMemory
 from main_model_fn.guide import Guides
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.in_process_transport import InProcessTransport
@@ -63,9 +64,9 @@ def _load(
         layers=checkpoint.layers,
         experts=checkpoint.experts,
         main_memory_gb=deployment.main_memory_gb,
-        on_gpu=device.type == "cuda",
     )
     pool = open_pool(settings, device)
+    hot = hot_budget(settings, checkpoint, deployment, device)
     model = load_split_model(
         Path(topology.model_dir),
         partition=deployment.partition,
@@ -77,7 +78,7 @@ def _load(
         },
         meter=meter,
         pool=pool,
-        hot=hot_budget(settings, checkpoint, deployment, device),
+        hot=hot,
         payload_limit_bytes=settings.payload_limit_bytes,
     )
     limits = EngineLimits(
@@ -108,7 +109,16 @@ def _load(
         dtype=str(model.dtype),
         kernel="torch" if pool is None else pool.description,
     )
-    partition = LivePartition(model, checkpoint, deployment, meter)
+    gpu = GpuMemory()
+    if device.type == "cuda":
+        gpu = GpuMemory.of(
+            checkpoint,
+            deployment.partition,
+            kv_tokens=settings.kv_tokens,
+            hot=None if pool is None else hot,
+            item_bytes=model.dtype.itemsize,
+        )
+    partition = LivePartition(model, checkpoint, deployment, meter, gpu)
     balancing = None
     if settings.policy != "remoe":
         # Only then: it brings the tools that gate copies are trained with.

@@ -109,12 +109,7 @@ def _engine(checkpoint: Checkpoint, device: torch.device, *, most_tokens: int) -
         for layer in range(checkpoint.layers)
     )
     settings = MainSettings.model_construct(kernel="auto", threads=None)
-    meter = StepMeter(
-        layers=checkpoint.layers,
-        experts=checkpoint.experts,
-        main_memory_gb=1.0,
-        on_gpu=device.type == "cuda",
-    )
+    meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1.0)
     model = load_split_model(
         checkpoint.model_dir,
         partition=Partition(experts=checkpoint.experts, remote=everything),

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from main_model_fn.experts_modules import experts_by_layer
+from main_model_fn.gpu_memory import GpuMemory
 from main_model_fn.metering import StepMeter
 from main_model_fn.split import LayerExperts
 from remoe.checkpoint import Checkpoint
@@ -54,6 +55,7 @@ class LivePartition:
         checkpoint: Checkpoint,
         deployment: Deployment,
         meter: StepMeter,
+        gpu: GpuMemory | None = None,
     ) -> None:
         self._layers: dict[int, LayerExperts] = {
             layer: module.remoe  # type: ignore[misc]  # set by load_split_model
@@ -61,6 +63,8 @@ class LivePartition:
         }
         self._checkpoint = checkpoint
         self._meter = meter
+        self._gpu = gpu or GpuMemory()
+        self._meter.gpu_memory_gb = self._gpu.gb(deployment.partition)
         self._lock = threading.Lock()
         self.deployment = deployment
 
@@ -88,6 +92,7 @@ class LivePartition:
             if detached:
                 _return_freed_memory()
             self._meter.main_memory_gb = deployment.main_memory_gb
+            self._meter.gpu_memory_gb = self._gpu.gb(deployment.partition)
             self.deployment = deployment
         return PartitionChange(attached, detached)
 

@@ -48,15 +48,18 @@ class Span:
 class StepMeter:
     """Shares what a step uses among its requests: the layout of the step under way.
 
+    `main_memory_gb` is what is billed, and `gpu_memory_gb` as much of it as is on a GPU.
     Only rows that are computed are known here: those whose cache another request had already
     filled are neither billed nor counted as activation. Everything but `open` is called from the
     engine's thread.
     """
 
-    def __init__(self, *, layers: int, experts: int, main_memory_gb: float, on_gpu: bool) -> None:
+    def __init__(
+        self, *, layers: int, experts: int, main_memory_gb: float, gpu_memory_gb: float = 0.0
+    ) -> None:
         self._shape = (layers, experts)
         self.main_memory_gb = main_memory_gb
-        self._on_gpu = on_gpu
+        self.gpu_memory_gb = gpu_memory_gb
         self._step: list[Span] = []
         self._owner: NDArray[np.intp] = np.zeros(0, np.intp)
         self._began_at = 0.0
@@ -95,12 +98,11 @@ class StepMeter:
         """Bill the step's seconds of main memory in equal parts to its requests."""
         if not self._step:
             return
-        share_gb_s = (now - self._began_at) * self.main_memory_gb / len(self._step)
+        share_s = (now - self._began_at) / len(self._step)
+        gpu_gb = min(self.gpu_memory_gb, self.main_memory_gb)
         for span in self._step:
-            if self._on_gpu:
-                span.meter.ledger.main_gpu_gb_s += share_gb_s
-            else:
-                span.meter.ledger.main_cpu_gb_s += share_gb_s
+            span.meter.ledger.main_gpu_gb_s += share_s * gpu_gb
+            span.meter.ledger.main_cpu_gb_s += share_s * (self.main_memory_gb - gpu_gb)
 
     def record_routes(self, layer: int, top_k_index: NDArray[np.int64]) -> None:
         """Count the routes of one layer; `top_k_index` is [rows, top_k]."""

@@ -16,7 +16,6 @@ from planner.what_if import WhatIfs
 from remoe.experts import Partition
 from remoe.hardware import HardwareProfile
 from remoe.plan import Deployment
-from remoe.prices import PriceBook
 
 __all__ = ["EpochPlans"]
 
@@ -31,7 +30,6 @@ class EpochPlans:
         maker: PlanMaker,
         what_ifs: WhatIfs,
         lessons: Lessons,
-        prices: PriceBook,
         hardware: HardwareProfile | None,
         most_main_gb: float,
         ids: PlanIds,
@@ -41,7 +39,6 @@ class EpochPlans:
         self._maker = maker
         self._what_ifs = what_ifs
         self._lessons = lessons
-        self._prices = prices
         self._hardware = hardware
         self._most_main_gb = most_main_gb
         self._ids = ids
@@ -79,14 +76,11 @@ class EpochPlans:
             )
         read = newly_local(running.partition, candidate.partition)
         read_s = read * self._model.expert_size_bytes / self._hardware.read_bytes_per_s
-        unit_usd = self._prices.cpu_usd_per_gb_s
-        if self._hardware.main_on_gpu:
-            unit_usd = self._prices.gpu_usd_per_gb_s or unit_usd
         return decide(
             current_usd=current.cost_usd,
             candidate_usd=candidate.cost_usd,
             requests=recent[2],
-            change_usd=read_s * candidate.main_memory_gb * unit_usd,
+            change_usd=read_s * (candidate.main_usd_per_s or 0.0),
             candidate=self._deployment(question, candidate),
         )
 

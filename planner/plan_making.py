@@ -65,7 +65,8 @@ class Question:
 class Decisions:
     """The part of a plan that is decided rather than predicted.
 
-    `bare_*` are the model's times without calibration, None if no model gave them.
+    `bare_*` are the model's times without calibration, None if no model gave them;
+    `main_usd_per_s` is what the main function costs.
     """
 
     partition: Partition
@@ -82,6 +83,7 @@ class Decisions:
     slo_tpot_s: float | None = None
     bare_ttft_s: float | None = None
     bare_tpot_s: float | None = None
+    main_usd_per_s: float | None = None
 
 
 class PlanMaker(Protocol):
@@ -191,8 +193,9 @@ class Optimising:
         )
         estimate = plan.estimate
         # Requests that share engine steps share the bill for them.
-        share = question.measured.main_cpu_share if not self._hardware.main_on_gpu else None
-        main_usd = estimate.main_usd * min(1.0, share if share is not None else 1.0)
+        cpu, gpu = question.measured.main_cpu_share, question.measured.main_gpu_share
+        share = 1.0 if cpu is None or gpu is None else min(1.0, cpu + gpu)
+        main_usd = estimate.main_usd * share
         split = CostSplit(
             main_usd=main_usd,
             remote_prefill_usd=estimate.remote_prefill_usd,
@@ -214,13 +217,14 @@ class Optimising:
             slo_tpot_s=plan.limit_tpot_s if decodes else None,
             bare_ttft_s=estimate.prefill_s / bare.prefill_factor,
             bare_tpot_s=estimate.tpot_s / bare.decode_factor if decodes else None,
+            main_usd_per_s=planner.main_usd_per_s(plan),
         )
 
     def solve(self, question: Question) -> tuple[WholePlan, float]:
         """The whole plan, and what the main function costs a second under it, USD."""
         planner, _ = self._planner(question)
         plan = planner.plan(question.rule)
-        return plan, planner.system.main_usd_per_s(plan.main, planner.outlook.demand.tokens)
+        return plan, planner.main_usd_per_s(plan)
 
     def baselines(self, question: Question) -> list[Baseline]:
         planner, _ = self._planner(question)

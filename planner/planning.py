@@ -92,7 +92,6 @@ class Planner:
                 expert_gb=model.expert_size_bytes / 1e9,
                 most_main_gb=topology.main_memory_gb,
                 most_replicas=settings.function_replicas,
-                main_on_gpu=hardware.main_on_gpu,
             )
         self._what_ifs = WhatIfs(settings, model, self._prices, optimising=hardware is not None)
         self._lessons = Lessons(
@@ -111,7 +110,6 @@ class Planner:
             maker=self._maker,
             what_ifs=self._what_ifs,
             lessons=self._lessons,
-            prices=self._prices,
             hardware=hardware,
             most_main_gb=topology.main_memory_gb,
             ids=self._ids,

@@ -46,7 +46,7 @@ class _Way:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyForecaster:
     """`most_main_gb` is what the main function may hold, `most_replicas` how many of one function
-    there may be, `main_on_gpu` whether residents are in a GPU's memory."""
+    there may be."""
 
     maker: Optimising
     functions: Sequence[FunctionShare]
@@ -54,7 +54,6 @@ class PolicyForecaster:
     expert_gb: float
     most_main_gb: float
     most_replicas: int
-    main_on_gpu: bool
 
     def forecast(
         self, question: Question, planned: Decisions, streams: int
@@ -66,14 +65,12 @@ class PolicyForecaster:
         and replicas that the loads call for. `joint` has those from the first token on. Times are
         those of one replica of each function.
         """
-        workload, partition, prices = question.workload, planned.partition, question.prices
-        gpu_usd = prices.gpu_usd_per_gb_s if self.main_on_gpu else None
+        workload, partition = question.workload, planned.partition
         profile = question.profiles.mixed(workload.prompt_tokens, workload.decode_tokens)
         loads = profile.shares.astype(np.float64) * self.top_k * streams
         rules = BalanceRules(
             expert_gb=self.expert_gb,
             room_gb=max(0.0, self.most_main_gb - planned.main_memory_gb),
-            main_price_ratio=(gpu_usd or prices.cpu_usd_per_gb_s) / prices.cpu_usd_per_gb_s,
             most_replicas=self.most_replicas,
         )
         balance = balance_functions(loads, partition, self.functions, rules)

@@ -95,7 +95,7 @@ def reference(model_dir: Path, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def new_meter(*, experts: int = EXPERTS, layers: int = LAYERS) -> StepMeter:
-    return StepMeter(layers=layers, experts=experts, main_memory_gb=2.0, on_gpu=False)
+    return StepMeter(layers=layers, experts=experts, main_memory_gb=2.0)
 
 
 def split(

@@ -17,6 +17,7 @@ from main_model_fn.config import MainSettings
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.gate_recording import model_gates
 from main_model_fn.live_partition import LivePartition
+from main_model_fn.local_experts import TorchExperts
 from main_model_fn.moeless.balance_controller import BalanceController
 from main_model_fn.moeless.load_book import LoadBook
 from main_model_fn.moeless.load_predictor import LoadPredictor, Observer
@@ -34,6 +35,7 @@ __all__ = ["Balancing", "read_gates"]
 
 _log = structlog.get_logger()
 # What a GB of GPU memory costs in GB of CPU memory: the least of the papers' (papers.md A.4, E).
+# Experts come to the host's memory unless torch computes them on the GPU.
 _GPU_PRICE_RATIO = 3.0
 
 
@@ -65,6 +67,7 @@ class Balancing:
             book=book,
             watch=watch,
         )
+        on_gpu = model.device.type == "cuda" and isinstance(layers[0].local, TorchExperts)
         planned_gb = partition.deployment.main_memory_gb
         self.controller = BalanceController(
             partition,
@@ -74,7 +77,7 @@ class Balancing:
             rules=BalanceRules(
                 expert_gb=checkpoint.expert_size_bytes / 1e9,
                 room_gb=max(0.0, topology.main_memory_gb - planned_gb),
-                main_price_ratio=_GPU_PRICE_RATIO if model.device.type == "cuda" else 1.0,
+                main_price_ratio=_GPU_PRICE_RATIO if on_gpu else 1.0,
                 most_replicas=settings.function_replicas,
                 cv_threshold=settings.cv_threshold,
             ),

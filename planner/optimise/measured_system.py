@@ -54,7 +54,8 @@ def measured_system(
     prices: PriceBook,
     rules: SystemRules,
 ) -> System:
-    """Build the as-built system: the dense part beside local experts, on one device.
+    """Build the as-built system: with a GPU the dense part and the cache are in its memory, and
+    local experts are the CPU's (A.2).
 
     The main function has the cores it was measured with whatever its memory; remote functions
     have what their platform gives them. ValueError if the GPU it uses has no price.
@@ -66,10 +67,11 @@ def measured_system(
     if rules.granularity == "expert":
         held_gb = expert_gb * rules.expert_expansion
     most_gb = min(_MOST_GB, max(2.0, held_gb + rules.expert_runtime_gb + 1.0))
-    unit_usd = prices.gpu_usd_per_gb_s if profile.main_on_gpu else prices.cpu_usd_per_gb_s
-    if unit_usd is None:
+    on_gpu, unit_usd = profile.main_on_gpu, prices.cpu_usd_per_gb_s
+    if on_gpu and prices.gpu_usd_per_gb_s is None:
         raise ValueError(f"the price book {prices.name} has no price for the GPU that is used")
-    fixed_gb = model.non_expert_size_bytes / _GB + rules.main_runtime_gb
+    dense_gb = model.non_expert_size_bytes / _GB
+    fixed_gb = rules.main_runtime_gb + (0.0 if on_gpu else dense_gb)
     cache_gb = model.context_length * model.kv_bytes_per_token / _GB
     whole_gb = fixed_gb + cache_gb + model.expert_count * expert_gb
     step_gb = max(_FINEST_GB, math.ceil(10 * whole_gb / _MAIN_SPECS) / 10)
@@ -95,9 +97,9 @@ def measured_system(
         expert_runtime_gb=rules.expert_runtime_gb,
         remote_expansion=rules.expert_expansion,
         main_fixed_gb=fixed_gb,
-        gpu_fixed_gb=0.0,
+        gpu_fixed_gb=dense_gb if on_gpu else 0.0,
         kv_gb_per_token=model.kv_bytes_per_token / _GB,
-        kv_on_gpu=False,
+        kv_on_gpu=on_gpu,
         gpu_usd_per_gb_s=prices.gpu_usd_per_gb_s or 0.0,
         payload_bytes=rules.payload_bytes,
         rows_of_a_pass=rules.rows_of_a_pass,

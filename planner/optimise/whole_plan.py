@@ -96,6 +96,10 @@ class WholePlanner:
         refined = [self._refiner.refine(state) for state in starts]
         return self._finished(min(refined, key=lambda state: state.price.rank))
 
+    def main_usd_per_s(self, plan: WholePlan) -> float:
+        """H^w: what the main function costs a second under a plan of this demand."""
+        return self.system.main_usd_per_s(plan.main, self.outlook.demand.tokens)
+
     def priced(
         self, counts: NDArray[np.intp], specs: NDArray[np.intp], replicas: NDArray[np.intp]
     ) -> WholePlan | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import httpx
+import msgspec
 import pytest
 
-from gateway.receipt import ChoiceRecord, build_receipt
+from gateway.receipt import ChoiceRecord, _resident, build_receipt
+from gateway.residency import ResidentShare
 from remoe.generation import GenerateEvent, GenerateRequest
+from remoe.ledger import Ledger
+from remoe.money import Usage
 from remoe.prices import DEFAULT_PRICES
 from tests.gateway.conftest import Stack
 from tests.gateway.fakes import Gate
@@ -181,3 +185,17 @@ def test_time_per_token_weighs_every_token_alike() -> None:
     )
     assert receipt.tpot_ms == 200.0
     assert receipt.ttft_ms == 250.0
+
+
+@pytest.mark.parametrize(("gpu_gb_s", "share"), [(0.0, 0.0), (1.0, 0.25), (3.0, 0.5)])
+def test_resident_memory_of_the_main_function_is_priced_by_where_it_is(
+    gpu_gb_s: float, share: float
+) -> None:
+    usage = Usage.of(Ledger(main_gpu_gb_s=gpu_gb_s, main_cpu_gb_s=3.0))
+    held = ResidentShare(main_gb_s=8.0, experts_gb_s=1.0, services_gb_s=1.0, starting_gb_s=0.0)
+    gpu, cpu = DEFAULT_PRICES.gpu_usd_per_gb_s, DEFAULT_PRICES.cpu_usd_per_gb_s
+    assert gpu is not None
+    expected = 8 * share * gpu + (8 * (1 - share) + 2) * cpu
+    assert _resident(held, usage, DEFAULT_PRICES).cost_usd == pytest.approx(expected, abs=2e-9)
+    free = msgspec.structs.replace(DEFAULT_PRICES, gpu_usd_per_gb_s=None)
+    assert (_resident(held, usage, free).cost_usd is None) == (share > 0)

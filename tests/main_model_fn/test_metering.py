@@ -24,7 +24,7 @@ def test_requests_together_are_billed_what_was_used(
     steps: list[tuple[list[int], float, float]], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    meter = StepMeter(layers=2, experts=4, main_memory_gb=3.0, on_gpu=False)
+    meter = StepMeter(layers=2, experts=4, main_memory_gb=3.0)
     requests = [meter.open() for _ in range(4)]
     now, routes = 0.0, 0
     for rows, seconds, busy_s in steps:
@@ -49,7 +49,7 @@ def test_requests_together_are_billed_what_was_used(
 
 
 def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None:
-    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=True)
+    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, gpu_memory_gb=0.75)
     first, second, third = meter.open(), meter.open(), meter.open()
     meter.begin_step([Span(first, 2), Span(second, 1)], 0.0)
     result = RemoteResult(b"", 0.1, cold_start_s=0.4, retries=1, hedges=1, bytes_moved=30)
@@ -58,12 +58,12 @@ def test_everyone_in_the_step_waits_for_a_cold_start_whoever_caused_it() -> None
     assert first.ledger.remote_cold_start_s == second.ledger.remote_cold_start_s == 0.4
     assert (first.ledger.remote_rows, second.ledger.remote_rows) == (1, 1)
     assert (first.ledger.remote_retries, second.ledger.remote_hedges) == (1, 1)
-    assert first.ledger.main_gpu_gb_s == pytest.approx(0.5)
+    assert (first.ledger.main_gpu_gb_s, first.ledger.main_cpu_gb_s) == (0.375, 0.125)
     assert third.ledger.remote_calls == 0
 
 
 def test_rows_computed_again_are_billed_and_not_counted() -> None:
-    meter = StepMeter(layers=1, experts=8, main_memory_gb=1.0, on_gpu=False)
+    meter = StepMeter(layers=1, experts=8, main_memory_gb=1.0)
     request, other = meter.open(), meter.open()
     meter.begin_step([Span(other, 1), Span(request, 4, repeated=1, prefill=2)], 0.0)
     meter.record_routes(0, np.array([[7], [0], [1], [2], [3]]))
@@ -75,7 +75,7 @@ def test_rows_computed_again_are_billed_and_not_counted() -> None:
 
 
 def test_a_step_may_take_as_long_as_its_most_patient_request_waits() -> None:
-    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0, on_gpu=False)
+    meter = StepMeter(layers=1, experts=2, main_memory_gb=1.0)
     assert meter.remaining_s(0.0) is None  # nothing is under way
     soon, later, whenever = meter.open(10.0), meter.open(30.0), meter.open()
     meter.begin_step([Span(soon, 1), Span(later, 1)], 0.0)

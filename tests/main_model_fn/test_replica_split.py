@@ -97,7 +97,7 @@ class Answers(StepMeter):
     """Keeps who answered."""
 
     def __init__(self) -> None:
-        super().__init__(layers=LAYERS, experts=EXPERTS, main_memory_gb=1.0, on_gpu=False)
+        super().__init__(layers=LAYERS, experts=EXPERTS, main_memory_gb=1.0)
         self.replicas: list[str] = []
 
     def record_call(self, rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:

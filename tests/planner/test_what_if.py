@@ -274,3 +274,21 @@ def test_a_plan_of_thirty_layers_is_quick_enough_to_make(world: World) -> None:
         planner.plan(ask([1, 2, 3]))
         took.append(time.perf_counter() - before)
     assert np.median(took) < 0.5
+
+
+def test_with_a_gpu_only_what_is_on_it_has_its_price(world: World) -> None:
+    """Local experts are the CPU's (A.2): making GPUs dearer leaves their price as it was."""
+    profile = some_profile(model_digest=world.model.digest, main_on_gpu=True)
+    planner = world.planner(history=world.history_file(20), hardware=profile.save(world.folder))
+
+    def cost(ratio: float, gpu_usd: float) -> float:
+        prices = PriceOverride(cpu_usd_per_gb_s=1e-5, gpu_usd_per_gb_s=gpu_usd)
+        plan = planner.preview(preview([1, 2, 3], ratio=ratio, prices=prices, decode_tokens=0.0))
+        assert plan.predicted_cost_usd is not None
+        assert plan.predicted_ttft_s is not None
+        return plan.predicted_cost_usd / plan.predicted_ttft_s
+
+    model = world.model
+    on_gpu_gb = (model.non_expert_size_bytes + 3 * model.kv_bytes_per_token) / 1e9
+    for ratio in (0.0, 0.5):
+        assert cost(ratio, 3e-3) - cost(ratio, 1e-3) == pytest.approx(2e-3 * on_gpu_gb, rel=1e-6)
