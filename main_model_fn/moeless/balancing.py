@@ -121,14 +121,15 @@ def read_gates(
     """The gate that foretells each MoE layer from the input of the one `distance` before.
 
     The trained copies beside the model if there are any, else the model's own gates; none where
-    the family's gate is not known: the last steps' loads stand then.
+    the family's gate is not known: the last steps' loads stand then. On a GPU in the model's type.
     """
     folder = Path(checkpoint.model_dir) / GATES_FOLDER
+    dtype = model.dtype if model.device.type == "cuda" else torch.float32
     layers = checkpoint.moe_layers[distance:]
     if folder.exists():
         copies = GateCopies.read(folder, model_digest=checkpoint.digest)
         return {
-            layer: torch.from_numpy(copies.weight(layer, distance)).to(model.device)
+            layer: torch.from_numpy(copies.weight(layer, distance)).to(model.device, dtype)
             for layer in layers
             if distance in copies.facts.distances
         }
@@ -137,4 +138,4 @@ def read_gates(
     except CheckpointError as error:
         _log.warning("loads_not_foretold", reason=error.message)
         return {}
-    return {layer: gates[layer] for layer in layers}
+    return {layer: gates[layer].to(dtype) for layer in layers}

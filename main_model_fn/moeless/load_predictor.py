@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from main_model_fn.moeless.load_book import LoadBook
 
@@ -49,7 +48,7 @@ class LoadPredictor:
         self._watch = watch
         self._period_s = period_s
         self._begun = False
-        self._expected: dict[int, NDArray[np.bool_]] = {}
+        self._expected: dict[int, torch.Tensor] = {}
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="load-predictor", daemon=True)
 
@@ -87,22 +86,30 @@ class LoadPredictor:
                 self.look_at(*item)
 
     def look_at(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> None:
-        """Note a layer's routes, and foretell those of the layer ahead."""
+        """Note a layer's routes, and foretell those of the layer ahead; one copy from a GPU."""
         if layer == self._first:
             self._expected.clear()
-        chosen = index.cpu().numpy()
+        counted = [self._loads(index)]
         target = self._ahead.get(layer)
         gate = None if target is None else self._gates.get(target)
         if target is not None and gate is not None:
-            logits = hidden.float() @ gate.T  # [tokens, experts]
-            top = logits.topk(self._top_k, dim=-1).indices.cpu().numpy()
-            expected = np.zeros(logits.shape, np.bool_)
-            np.put_along_axis(expected, top, values=True, axis=1)
-            self._expected[target] = expected
-            self._book.foretell(target, expected.sum(0).astype(np.float64))
+            top = (hidden.to(gate.dtype) @ gate.T).topk(self._top_k, dim=-1).indices
+            self._expected[target] = top  # [tokens, top_k]
+            counted.append(self._loads(top))
         before = self._expected.pop(layer, None)
-        overlap = None
-        if before is not None and len(before) == len(chosen) and len(chosen):
-            overlap = float(np.take_along_axis(before, chosen, axis=1).mean())
-        counts = np.bincount(chosen.ravel(), minlength=self._book.experts)
-        self._book.record(layer, counts.astype(np.float64), overlap=overlap)
+        known = False
+        if before is not None and len(before) == len(index) > 0:
+            known = True
+            hits = (before[:, :, None] == index[:, None, :]).any(1)
+            counted.append(hits.float().mean()[None])
+        values = torch.cat(counted).cpu().numpy().astype(np.float64)
+        experts = self._book.experts
+        if target is not None and gate is not None:
+            self._book.foretell(target, values[experts : 2 * experts])
+        self._book.record(layer, values[:experts], overlap=float(values[-1]) if known else None)
+
+    def _loads(self, routes: torch.Tensor) -> torch.Tensor:
+        """Of [tokens, top_k] experts: how many tokens each has, [experts]."""
+        flat = routes.reshape(-1)
+        zeros = torch.zeros(self._book.experts, device=flat.device)
+        return zeros.scatter_add_(0, flat, torch.ones_like(flat, dtype=zeros.dtype))
