@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from evaluation import moeless
+from evaluation import moeless, moeless_world
 from evaluation.workbench import Workbench
 
 
@@ -26,7 +26,9 @@ def with_plain_special_tokens(model_dir: Path) -> None:
 def test_policies_are_replayed_on_the_models_own_routing(
     history_bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moeless, "_MOST_CHARACTERS", 40)  # a tiny tokenizer's tokens are bytes
+    monkeypatch.setattr(
+        moeless_world, "_MOST_CHARACTERS", 40
+    )  # a tiny tokenizer's tokens are bytes
     with_plain_special_tokens(history_bench.options.model_dir)
     result = moeless.make(history_bench)
     series = {one.name: one for one in result.series}
