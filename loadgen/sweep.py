@@ -11,7 +11,7 @@ from loadgen.config import LoadConfig
 from loadgen.measures import Summary
 from loadgen.plots.style import BLUE, GREEN, GREY, ORANGE, Plot, figure, label, legend, logarithmic
 from loadgen.results import RunResult
-from loadgen.tables import Table, number, share
+from loadgen.tables import ABSENT, Table, number, share
 from remoe.errors import SettingsError
 
 __all__ = ["SweepPoint", "knee_of", "parse_rates", "run_sweep", "sweep_plot", "sweep_table"]
@@ -91,7 +91,9 @@ def _saturation(summary: Summary, stopped: str | None) -> str | None:
     tail_s = (summary.latency.e2e_ms.p50 or 0.0) / 1e3
     busy_s = max(summary.duration_s - tail_s, 1e-9)
     if offered and requests.completed / busy_s < _KEEPS_UP * offered:
-        return f"{requests.completed / busy_s:.3g} of {offered:.3g} requests/s were completed"
+        return (
+            f"{number(requests.completed / busy_s)} of {number(offered)} requests/s were completed"
+        )
     return None
 
 
@@ -102,35 +104,26 @@ def knee_of(points: list[SweepPoint]) -> SweepPoint | None:
 
 
 def sweep_table(points: list[SweepPoint]) -> Table:
-    rows = []
+    """A row a rate; goodput and cost only where there is any. Narrow enough for a terminal."""
+    columns: dict[str, list[str]] = {}
     for point in points:
         summary = point.result.summary
         cost = summary.cost.per_request_usd.mean if summary.cost else None
-        rows.append(
-            (
-                f"{point.rate_rps:g}",
-                number(summary.requests.throughput_rps),
-                number(summary.tokens.output_per_s),
-                number(summary.latency.ttft_ms.p50),
-                number(summary.latency.ttft_ms.p99),
-                number(summary.latency.tpot_ms.p50),
-                share(summary.goodput_share),
-                number(None if cost is None else cost * 1e6),
-                point.saturated or "keeps up",
-            )
-        )
-    columns = (
-        "requests/s offered",
-        "completed",
-        "tokens/s",
-        "TTFT p50, ms",
-        "TTFT p99, ms",
-        "TPOT p50, ms",
-        "goodput",
-        "µ$ a request",
-        "",
-    )
-    return Table("Sweep", columns, tuple(rows))
+        cells = {
+            "offered/s": f"{point.rate_rps:g}",
+            "done/s": number(summary.requests.throughput_rps),
+            "tokens/s": number(summary.tokens.output_per_s),
+            "TTFT p50": number(summary.latency.ttft_ms.p50),
+            "TTFT p99": number(summary.latency.ttft_ms.p99),
+            "TPOT p50": number(summary.latency.tpot_ms.p50),
+            "goodput": share(summary.goodput_share),
+            "µ$/request": number(None if cost is None else cost * 1e6),
+            "keeps up": "no" if point.saturated else "yes",
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, []).append(cell)
+    shown = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
+    return Table("Sweep, times in ms", tuple(shown), tuple(zip(*shown.values(), strict=True)))
 
 
 def sweep_plot(points: list[SweepPoint]) -> Plot:

@@ -11,9 +11,9 @@ from loadgen.results import RunResult
 from loadgen.slo import SloResult
 from loadgen.statistics import Distribution
 
-__all__ = ["Table", "header_lines", "number", "share", "tables_of", "warnings_of"]
+__all__ = ["ABSENT", "Table", "header_lines", "number", "share", "tables_of", "warnings_of"]
 
-_ABSENT = "-"
+ABSENT = "-"
 _LATE_MS = 50.0
 _DISTRIBUTION = ("n", "mean", "p50", "p90", "p95", "p99", "max")
 
@@ -50,7 +50,7 @@ def header_lines(result: RunResult) -> list[tuple[str, str]]:
         ("model", target.model),
         ("arrivals", f"{arrivals}; {window}, sample {config.sample:g}, seed {config.seed}"),
         ("prompts", f"{target.corpus}; cut {target.counted}"),
-        ("deployment plans", ", ".join(plans[:3]) + (" ..." if len(plans) > 3 else "") or _ABSENT),
+        ("deployment plans", ", ".join(plans[:3]) + (" ..." if len(plans) > 3 else "") or ABSENT),
         ("load generator", f"remoe {target.remoe_version}, {target.git_sha or 'no checkout'}"),
         ("host", target.host),
     ]
@@ -98,14 +98,14 @@ def tables_of(summary: Summary) -> list[Table]:
 def number(value: float | None, digits: int = 4) -> str:
     """Enough digits to compare, never more."""
     if value is None:
-        return _ABSENT
+        return ABSENT
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
 
 
 def share(value: float | None) -> str:
-    return _ABSENT if value is None else f"{value:.1%}"
+    return ABSENT if value is None else f"{value:.1%}"
 
 
 def _distribution_row(name: str, of: Distribution) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ def _cost(summary: Summary, cost: Cost) -> Table:
 
 def _known(rows: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Without the rows that the server does not report."""
-    return tuple(row for row in rows if not row[1].startswith(_ABSENT))
+    return tuple(row for row in rows if not row[1].startswith(ABSENT))
 
 
 def _slo(summary: Summary, results: Sequence[SloResult]) -> Table:

@@ -63,11 +63,11 @@ def read_trace(
     """Yield a file's requests, sorted by arrival from zero; raises TraceError at a bad line."""
     reader = FORMATS[name or detect_format(path)]
     last_s = 0.0
-    for request in reader(path, options or ReadOptions()):
+    for count, request in enumerate(reader(path, options or ReadOptions()), start=1):
         if request.arrival_s < last_s:
             raise TraceError(
-                f"{path}: a request at {request.arrival_s:.6f} s comes after one at {last_s:.6f} s; "
-                "sort the trace by time"
+                f"{path}: request {count} comes {request.arrival_s:.6f} s after the first, and the "
+                f"one before it {last_s:.6f} s; sort the trace by time"
             )
         last_s = request.arrival_s
         yield request

@@ -280,6 +280,11 @@ def load(
             f"--rate has no meaning for {arrivals} arrivals; add --arrivals poisson (or gamma, or "
             "constant), or use --speedup"
         )
+    if stages is not None and arrivals in {"trace", "closed"}:
+        raise SettingsError(
+            f"--stages has no meaning for {arrivals} arrivals; add --arrivals poisson (or gamma, or "
+            "constant)"
+        )
     if duration is not None and arrivals == "trace" and sweep is None:
         raise SettingsError("a trace has its own length: use --window instead of --duration")
     if sweep is not None and (duration is None or stages is not None):

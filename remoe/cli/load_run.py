@@ -105,6 +105,8 @@ class _Terminal:
             encoding="utf-8",
         )
         words = f"{knee.rate_rps:g} requests/s" if knee else "below the lowest rate"
+        if points[-1].saturated:
+            self._console.print(f"At {points[-1].rate_rps:g} requests/s: {points[-1].saturated}")
         self._console.print(f"Knee: {words}\nReport: {page}")
         return _STOPPED if points[-1].result.target.stopped else _OK
 

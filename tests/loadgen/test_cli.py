@@ -71,6 +71,8 @@ def test_a_stopped_run_is_an_exit_status(remoe: Remoe) -> None:
         (("--window", "a:b"), "not like 600:1200"),
         (("--rate", "2"), "--rate needs --duration"),
         (("--rate", "2", "--duration", "3"), "no meaning for trace arrivals"),
+        (("--stages", "2@3s"), "no meaning for trace arrivals"),
+        (("--stages", "2@3s", "--arrivals", "closed"), "no meaning for closed arrivals"),
         (("--duration", "3"), "use --window instead"),
         (("--sweep", "1,2"), "--sweep needs --duration"),
         (("--slo", "ttft<1"), "needs a unit"),
