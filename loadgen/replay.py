@@ -208,7 +208,7 @@ def _record_of(request: PlannedRequest) -> RequestRecord:
         index=request.index,
         stage=request.stage,
         topic=request.topic,
-        asked_prompt_tokens=request.prompt_tokens,
+        asked_prompt_tokens=request.prompt_tokens if request.prompt is None else None,
         asked_output_tokens=request.output_tokens,
         intended_s=request.intended_s,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,11 @@ def build_workload(config: LoadConfig) -> Workload:
         config.max_prompt_tokens,
         config.max_output_tokens,
     )
-    workload = with_lengths(_arrivals(config), _lengths(config), limits)
+    # With arrivals of another kind the rows in the window give lengths, and texts if they have
+    # them, but not the times.
+    replayed = config.arrivals == "trace"
+    rows = [] if replayed else list(islice(_selected(config), _LENGTH_ROWS))
+    workload = with_lengths(_arrivals(config, rows), _lengths(config, rows), limits)
     if not workload.requests:
         raise SettingsError(
             "nothing would be sent: no request is in the window, or the sample took none. Widen "
@@ -43,32 +47,36 @@ def build_workload(config: LoadConfig) -> Workload:
     return workload
 
 
-def _arrivals(config: LoadConfig) -> Iterable[tuple[float | None, int, TracedRequest | None]]:
+def _arrivals(
+    config: LoadConfig, rows: Sequence[TracedRequest]
+) -> Iterable[tuple[float | None, int, TracedRequest | None]]:
     if config.arrivals == "trace":
         return ((request.arrival_s, 0, request) for request in _selected(config))
-    # The rows in the window give lengths, and texts if they have them, but not the times.
+    told = [row for row in rows if row.prompt is not None]
+    texts = cycle(told) if told else repeat(None)
     if config.arrivals == "closed":
         wanted = config.requests or (_CLOSED_LOOP_REQUESTS if config.duration_s else 100)
-        return ((None, 0, None) for _ in range(wanted))
+        return ((None, 0, text) for text in islice(texts, wanted))
     if config.stages is None:
         raise SettingsError(f"{config.arrivals} arrivals need --rate and --duration, or --stages")
     profile = RateProfile.parse(config.stages)
     burstiness = {"poisson": POISSON, "constant": CONSTANT}.get(config.arrivals, config.burstiness)
     random = np.random.default_rng([config.seed, 0xA1])
     times = arrival_times(profile, burstiness=burstiness, random=random)
-    return ((at_s, profile.stage_at(at_s), None) for at_s in islice(times, config.requests))
+    return (
+        (at_s, profile.stage_at(at_s), text)
+        for at_s, text in zip(islice(times, config.requests), texts, strict=False)
+    )
 
 
-def _lengths(config: LoadConfig) -> list[TracedRequest]:
-    """Rows to take lengths from, where an arrival has none."""
+def _lengths(config: LoadConfig, rows: list[TracedRequest]) -> list[TracedRequest]:
+    """Rows to take lengths from, where an arrival has none; `rows` are the window's."""
     if config.prompt_tokens and config.output_tokens:
         return []
     if config.lengths is not None:
         return list(islice(read_trace(Path(config.lengths)), _LENGTH_ROWS))
-    if config.arrivals == "trace":
-        return list(read_trace(DEFAULT_TRACE))
-    own = list(islice(_selected(config), _LENGTH_ROWS))
-    return own if any(row.output_tokens for row in own) else list(read_trace(DEFAULT_TRACE))
+    whole = any(row.prompt_tokens and row.output_tokens for row in rows)
+    return rows if whole else list(read_trace(DEFAULT_TRACE))
 
 
 def _selected(config: LoadConfig) -> Iterator[TracedRequest]:

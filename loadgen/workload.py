@@ -65,7 +65,8 @@ def with_lengths(
     cut = borrowed = 0
     for index, (intended_s, stage, traced) in enumerate(arrivals):
         row = traced or TracedRequest(0.0)
-        if row.output_tokens is None or (row.prompt_tokens is None and row.prompt is None):
+        has_prompt = row.prompt is not None or row.prompt_tokens or limits.prompt_tokens
+        if not (has_prompt and (row.output_tokens or limits.output_tokens)):
             drawn = next(source, None)
             borrowed += traced is not None
             if drawn is None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,6 +99,32 @@ def test_synthetic_arrivals_take_the_traces_lengths_in_turn() -> None:
     assert len(workload.requests) == 100
     assert [(r.prompt_tokens, r.output_tokens) for r in workload.requests] == (lengths * 4)[:100]
     assert workload == build_workload(config)
+
+
+@pytest.mark.parametrize("arrivals", ["closed", "constant"])
+def test_other_arrivals_send_the_traces_own_texts(tmp_path: Path, arrivals: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        '{"arrival_s": 0, "prompt": "One.", "output_tokens": 3}\n'
+        '{"arrival_s": 9, "prompt": "Two."}\n'
+    )
+    config = msgspec.convert(
+        {
+            "trace": str(path),
+            "arrivals": arrivals,
+            "requests": 5,
+            "stages": "10@10s",
+            "output_tokens": 7,
+        },
+        LoadConfig,
+    )
+    workload = build_workload(config)
+    assert [r.prompt for r in workload.requests] == ["One.", "Two.", "One.", "Two.", "One."]
+    assert {r.output_tokens for r in workload.requests} == {7}
+    assert workload.borrowed == 0
+    own = build_workload(msgspec.structs.replace(config, output_tokens=None))
+    assert own.requests[0].output_tokens == 3
+    assert own.borrowed == 2  # of the second text, sent twice
 
 
 def test_fixed_lengths_and_limits() -> None:
