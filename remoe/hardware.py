@@ -52,6 +52,15 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     def fixed(cls, value_s: float) -> Spread:
         return cls(mean_s=value_s, median_s=value_s, p95_s=value_s, p975_s=value_s)
 
+    def plus(self, more_s: float) -> Spread:
+        """The same later: what is always added varies no more."""
+        return Spread(
+            mean_s=self.mean_s + more_s,
+            median_s=self.median_s + more_s,
+            p95_s=self.p95_s + more_s,
+            p975_s=self.p975_s + more_s,
+        )
+
 
 class ExponentialFit(msgspec.Struct, frozen=True, kw_only=True):
     """T(y) = θ1 exp(-θ2 y) + θ3 with all θ > 0, y in vCPUs (the paper's relaxation, A.11)."""

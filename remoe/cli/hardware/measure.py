@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from main_model_fn.dense_speed import measure_dense
 from remoe.checkpoint import Checkpoint
 from remoe.cli.hardware.allocations import allocations_of, measure_expert_speed
@@ -16,6 +18,7 @@ from remoe.cli.hardware.functions import (
     measure_local_calls,
     measure_main_cold_start,
 )
+from remoe.cli.hardware.steps import measure_steps
 from remoe.experts import ExpertId
 from remoe.hardware import AllocationCurve, CallTimes, ExpertRows, HardwareProfile
 from remoe.kernel.interface import open_kernel
@@ -46,6 +49,7 @@ def measure_hardware(
     for share in shares:
         report(f"experts on {share:g} vCPUs")
         by_share.append(measure_expert_speed(model_dir, share, _EXPERT_ROWS, seconds=seconds))
+    called_here = calls is None
     if calls is None:
         report("calls of an expert function")
         calls = measure_local_calls(model_dir)
@@ -55,6 +59,21 @@ def measure_hardware(
     main_cold_start = measure_main_cold_start(model_dir)
     report("the model without its experts")
     dense = measure_dense(model_dir, rows=_PROMPTS, seconds=2 * seconds)
+    experts = [
+        ExpertRows(
+            rows=rows, curve=AllocationCurve.of(shares, [times[place] for times in by_share])
+        )
+        for place, rows in enumerate(_EXPERT_ROWS)
+    ]
+    step_s, invocation = dense.step_s, calls.invocation
+    if dense.device == "cpu":
+        report("whole steps of decoding")
+        steps = measure_steps(model_dir)
+        one_s = experts[0].curve.seconds(np.array([float(cores), 1.0]))
+        step_s = steps.dense_s(checkpoint, local_s=float(one_s[0]))
+        if called_here:
+            alone_s = steps.call_s(checkpoint, dense_s=step_s, remote_s=float(one_s[1]))
+            invocation = invocation.plus(max(0.0, alone_s - invocation.mean_s))
     report("reading from the disk")
     return HardwareProfile(
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -70,20 +89,14 @@ def measure_hardware(
         model=model,
         model_digest=checkpoint.digest,
         kernel=open_kernel(checkpoint.expert, "auto", activation=checkpoint.activation).description,
-        expert=[
-            ExpertRows(
-                rows=rows,
-                curve=AllocationCurve.of(shares, [times[place] for times in by_share]),
-            )
-            for place, rows in enumerate(_EXPERT_ROWS)
-        ],
+        expert=experts,
         non_expert_rows=dense.rows,
         non_expert_s=dense.prefill_s,
-        non_expert_step_s=dense.step_s,
+        non_expert_step_s=step_s,
         move_s_per_token=dense.move_s_per_token,
         bandwidth_bytes_per_s=calls.bandwidth_bytes_per_s,
         read_bytes_per_s=_read_speed(checkpoint),
-        invocation=calls.invocation,
+        invocation=invocation,
         expert_cold_start=expert_cold_start,
         main_cold_start=main_cold_start,
         main_vcpus=float(cores),
