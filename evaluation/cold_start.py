@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from evaluation.modelled_cold_start import modelled_cold_starts, modelled_comparisons
 from evaluation.page_cache import cached_share, drop, warm
 from evaluation.results import Cell, Comparison, Picture, Series, TableResult
 from evaluation.workbench import Workbench
@@ -28,7 +29,7 @@ from loadgen.plots.style import COLOURS, figure, label
 from main_model_fn.call_times import expert_call
 from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
-from remoe.cli.hardware.functions import FunctionProcess, layers_env
+from remoe.cli.hardware.functions import FunctionProcess, layers_env, libraries_s
 from remoe.errors import SettingsError
 
 __all__ = ["make"]
@@ -52,10 +53,14 @@ class _Start(msgspec.Struct, frozen=True, kw_only=True):
 def make(bench: Workbench) -> TableResult:
     bench.options.out.mkdir(parents=True, exist_ok=True)
     starts = _starts(bench)
+    stages = {str(row["stage"]): float(row["seconds"] or 0) for row in reversed(starts.named())}
+    modelled = modelled_cold_starts(
+        bench, libraries_s=stages["libraries"], process_s=stages["remote: process"]
+    )
     missing = [] if _has_gpu() else [f"GPU and Fetch: {_NO_GPU}."]
     return TableResult(
-        comparisons=_compared(starts),
-        series=[starts],
+        comparisons=[*_compared(starts), *modelled_comparisons(modelled)],
+        series=[starts, modelled],
         pictures=[_picture(starts)],
         notes=[
             (
@@ -138,11 +143,7 @@ def _main_function(model_dir: Path, remote_ratio: float, *, cold: bool) -> _Star
         with FunctionProcess("planner", model_dir, Path(folder), env) as planner:
             planner.start()
             plan_s = _plan_s(planner.url, Checkpoint.open(model_dir))
-            before = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-c", "import main_model_fn.app"], check=True, capture_output=True
-            )
-            libraries_s = time.perf_counter() - before
+            imports_s = libraries_s()
             if cold:
                 drop(model_dir)  # what the planner read
             with FunctionProcess(
@@ -157,8 +158,8 @@ def _main_function(model_dir: Path, remote_ratio: float, *, cold: bool) -> _Star
     return _Start(
         # Imported apart from the function's own start, which alone is the whole.
         stages={
-            "libraries": min(libraries_s, main_s),
-            "model and cache": max(0.0, main_s - libraries_s),
+            "libraries": min(imports_s, main_s),
+            "model and cache": max(0.0, main_s - imports_s),
         },
         beside=beside,
     )

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from evaluation.hosts import DEFAULT_HOST, load_host
-from evaluation.measured_cost import measured_comparisons, measured_cost, measured_picture
+from evaluation.measured_cost import (
+    measured_comparisons,
+    measured_cost,
+    measured_picture,
+    one_task_cost,
+)
 from evaluation.modelled_cost import modelled_cost
 from evaluation.prompts import known_prompts
 from evaluation.results import TableResult
@@ -15,13 +20,14 @@ __all__ = ["make"]
 
 def make(bench: Workbench) -> TableResult:
     host = load_host(bench.options.host or DEFAULT_HOST)
-    modelled = modelled_cost(bench, host, known_prompts(bench))
-    measured = measured_cost(bench)
+    known = known_prompts(bench)
+    modelled = modelled_cost(bench, host, known)
+    measured, one_task = measured_cost(bench), one_task_cost(bench, known)
     skew = modelled.skew
     return TableResult(
-        comparisons=[*modelled.comparisons(), *measured_comparisons(measured)],
-        series=[modelled.requests, modelled.sweeps, measured],
-        pictures=[modelled.picture(), measured_picture(measured)],
+        comparisons=[*modelled.comparisons(), *measured_comparisons(measured, one_task)],
+        series=[modelled.requests, modelled.sweeps, measured, one_task],
+        pictures=[modelled.picture(), measured_picture(measured, one_task)],
         notes=[
             f"Modelled on {host.name}. Measured: {'; '.join(host.measured)}.",
             f"Assumed: {'; '.join(host.assumed)}.",

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.platform import Deployed, LoadFigures, figures_of, load, platform
+from evaluation.prompts import KnownPrompts, set_of
 from evaluation.results import Cell, Comparison, Picture, Series
 from evaluation.workbench import Workbench
 from loadgen.config import LoadConfig
 from loadgen.corpus import DEFAULT_CORPUS, read_corpus
-from loadgen.plots.style import COLOURS, figure, label, legend
+from loadgen.plots.style import COLOURS, GREY, figure, label, logarithmic
 from loadgen.readers.own import write_own_trace
 from loadgen.trace import TracedRequest
+from planner.history_file import write_history
+from planner.history_store import Entry, HistoryIdentity
 from remoe.checkpoint import Checkpoint
+from remoe.errors import UnavailableError
 
-__all__ = ["measured_comparisons", "measured_cost", "measured_picture"]
+__all__ = ["measured_comparisons", "measured_cost", "measured_picture", "one_task_cost"]
 
 _CHARACTERS = 500
 _TOKENS, _QUICK_TOKENS = 200, 16
-_ROUND, _QUICK_ROUND = 10, 3
+_ROUND, _QUICK_ROUND, _FEW = 10, 3, 3
+# The paper's WikiText-2, and a task: to answer a question on a passage.
+_TASKS = ("wikitext2", "boolq")
 _PLANNED = Deployed(name="Remoe, planned", planned=True)
 _HALF = Deployed(name="Remoe, half of the experts remote", remote_ratio=0.5)
 _MIX = Deployed(name="MIX: every expert resident", remote_ratio=0.0)
@@ -36,7 +43,7 @@ _ALL = Deployed(name="every expert remote", remote_ratio=1.0)
 def measured_cost(bench: Workbench) -> Series:
     """A row a way; times and both bills are means of its requests.
 
-    Every expert remote is a bound, not a way to serve: it is measured in the first round only.
+    Every expert remote is a bound, not a way to serve: a few requests are enough of it.
     """
     quick = bench.options.quick
     count = _QUICK_ROUND if quick else bench.options.requests
@@ -47,10 +54,43 @@ def measured_cost(bench: Workbench) -> Series:
         ways.insert(0, _PLANNED)
     found: dict[Deployed, list[LoadFigures]] = {way: [] for way in ways}
     for (number, texts), way in itertools.product(enumerate(rounds), ways):
-        if number == 0 or way is not _ALL:
+        if way is not _ALL:
             found[way].append(_round(bench, way, number, texts))
+        elif number == 0:
+            found[way].append(_round(bench, way, number, texts[:_FEW]))
     rows: list[list[Cell]] = [[way.name, *_means(figures)] for way, figures in found.items()]
     return Series(name="measured", columns=["way", *_COLUMNS], rows=rows)
+
+
+def one_task_cost(bench: Workbench, known: KnownPrompts) -> Series:
+    """The same where all requests are of one task, and the least used half is that of its history.
+
+    Without `--prompts` there are no tasks, and no rows.
+    """
+    rows: list[list[Cell]] = []
+    for task in _TASKS if bench.options.prompts is not None and not bench.options.quick else ():
+        history = [entry for entry in known.train if set_of(entry) == task]
+        model_dir = _with_history(bench, task, history, known.identity)
+        texts = _prompts(bench, _ROUND, task)
+        for way in (_HALF, _MIX):
+            of_task = replace(way, name=f"{task}, {way.name}", model_dir=model_dir)
+            rows.append([task, way.name, *_means([_round(bench, of_task, 0, texts)])])
+    return Series(name="one_task", columns=["task", "way", *_COLUMNS], rows=rows)
+
+
+def _with_history(
+    bench: Workbench, task: str, history: Sequence[Entry], identity: HistoryIdentity
+) -> Path:
+    """A folder of links to the model's files, with this history in place of its own."""
+    model_dir = bench.options.model_dir
+    folder = bench.folder / task / model_dir.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in model_dir.iterdir():
+        link = folder / path.name
+        if path.name != "history.npz" and not link.exists():
+            link.symlink_to(path.resolve())
+    write_history(folder / "history.npz", history, identity)
+    return folder
 
 
 def _round(bench: Workbench, way: Deployed, number: int, texts: Sequence[str]) -> LoadFigures:
@@ -67,14 +107,20 @@ def _round(bench: Workbench, way: Deployed, number: int, texts: Sequence[str]) -
             warm_up=1,
         )
         with platform(bench, way) as running:
-            name = f"{way.name.split(',')[0].split(':')[0]}-{number}"
-            return figures_of(load(bench, running, config, name.replace(" ", "-")))
+            name = f"{way.name}-{number}".replace(":", "").replace(",", "").replace(" ", "-")
+            figures = figures_of(load(bench, running, config, name))
+        if figures.failed:
+            raise UnavailableError(
+                f"{figures.failed} of {len(texts)} requests of {name} failed; its requests.jsonl "
+                f"below {bench.folder / 'runs'} says why"
+            )
+        return figures
 
     return bench.item(
         f"{way.name.replace(':', ',')}, round {number + 1}",
         {
             "model": Checkpoint.open(bench.options.model_dir).digest,
-            "way": repr(way),
+            "way": [way.name, way.remote_ratio, way.planned, way.window],
             "prompts": texts,
             "tokens": tokens,
             "hardware": hardware.name if way.planned and hardware else None,
@@ -84,8 +130,8 @@ def _round(bench: Workbench, way: Deployed, number: int, texts: Sequence[str]) -
     )
 
 
-def _prompts(bench: Workbench, count: int) -> list[str]:
-    """So many of 500 characters, drawn from all sets or topics."""
+def _prompts(bench: Workbench, count: int, task: str | None = None) -> list[str]:
+    """So many of 500 characters, drawn from all sets or topics, or from one set."""
     texts: Iterable[str]
     if bench.options.prompts is None:
         corpus = read_corpus(DEFAULT_CORPUS)
@@ -98,7 +144,11 @@ def _prompts(bench: Workbench, count: int) -> list[str]:
         from main_model_fn.prompt_sets import read_prompts
 
         held_out = read_prompts(bench.options.prompts, 40, held_out=True)
-        texts = [prompt.text[:_CHARACTERS] for prompt in held_out]
+        texts = [
+            prompt.text[:_CHARACTERS]
+            for prompt in held_out
+            if task is None or prompt.label.startswith(f"{task}/")
+        ]
     long = [text for text in texts if len(text) == _CHARACTERS]
     return [long[row] for row in np.random.default_rng(0).permutation(len(long))[:count]]
 
@@ -149,42 +199,59 @@ def _means(rounds: Sequence[LoadFigures]) -> list[Cell]:
     ]
 
 
-def measured_comparisons(measured: Series) -> list[Comparison]:
-    rows = {str(row["way"]).split(":", maxsplit=1)[0]: row for row in measured.named()}
-    mix = rows["MIX"]
+def measured_comparisons(measured: Series, one_task: Series) -> list[Comparison]:
+    mixed = [{"task": "prompts of all sets", **row} for row in measured.named()]
+    rows = [*mixed, *one_task.named()]
+    mix = {row["task"]: row for row in rows if row["way"] == _MIX.name}
     found = []
-    for name, row in rows.items():
-        if name == "MIX":
+    for row in rows:
+        if row["way"] == _MIX.name:
             continue
         usd, resident, slower = (
-            float(row[column] or 0) / float(mix[column] or np.nan)
+            float(row[column] or 0) / float(mix[row["task"]][column] or np.nan)
             for column in ("usd", "resident_usd", "tpot_ms")
         )
         found.append(
             Comparison(
-                what=f"default model end to end, {name}, against MIX",
+                what=f"default model end to end, {row['task']}: {row['way']}, against MIX",
                 paper="GPT2-moe: Remoe lowest overall, small differences",
                 ours=f"{usd:.2f} of MIX's cost by the papers' ledger, {resident:.2f} by memory held; "
                 f"TPOT {slower:.2f} of MIX's",
                 same_setting=False,
-                gap="no GPU, 2 cores shared by all functions, a small model: its dense part and the "
-                "runtime, not its experts, are most of the memory",
+                gap="no GPU, and 2 cores shared by all functions; one partition for all requests, "
+                "where the paper has one for each",
             )
         )
     return found
 
 
-def measured_picture(measured: Series) -> Picture:
-    drawn, axes = figure(1, 2, height=2.8)
-    names = [str(name).replace(", ", ",\n").replace(": ", ":\n") for name in measured.column("way")]
-    places = np.arange(len(names))
-    for offset, ledger, colour in ((-0.2, "usd", COLOURS[0]), (0.2, "resident_usd", COLOURS[1])):
-        title = "papers' ledger" if ledger == "usd" else "memory held"
-        axes[0].bar(places + offset, 1e6 * measured.numbers(ledger), 0.4, color=colour, label=title)
-    axes[0].set_xticks(places, names, fontsize=7)
-    label(axes[0], "", "USD for a million requests", "Default model, measured")
-    legend(axes[0])
-    axes[1].bar(places, measured.numbers("tpot_ms"), 0.5, color=COLOURS[2])
-    axes[1].set_xticks(places, names, fontsize=7)
-    label(axes[1], "", "TPOT, mean, ms", None)
-    return Picture("measured", "The default model on the local platform.", drawn)
+def measured_picture(measured: Series, one_task: Series) -> Picture:
+    """Cost by both ledgers and TPOT, each way against MIX on the same requests."""
+    mixed = [{"task": "all sets", **row} for row in measured.named()]
+    rows = [*mixed, *one_task.named()]
+    mix = {row["task"]: row for row in rows if row["way"] == _MIX.name}
+    shown = [row for row in rows if row["way"] != _MIX.name]
+    drawn, axes = figure(1, 1, height=0.9 + 0.55 * len(shown), width=8)
+    places = np.arange(len(shown))
+    for index, (column, name) in enumerate(
+        (
+            ("usd", "cost, papers' ledger"),
+            ("resident_usd", "cost, memory held"),
+            ("tpot_ms", "TPOT"),
+        )
+    ):
+        values = [
+            float(row[column] or 0) / float(mix[row["task"]][column] or np.nan) for row in shown
+        ]
+        bars = axes[0].barh(
+            places + 0.26 * (index - 1), values, 0.24, color=COLOURS[index], label=name
+        )
+        axes[0].bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
+    axes[0].axvline(1, color=GREY, linewidth=1)
+    names = [f"{str(row['way']).removeprefix('Remoe, ')}\n({row['task']})" for row in shown]
+    axes[0].set_yticks(places, names, fontsize=8)
+    axes[0].invert_yaxis()
+    logarithmic(axes[0], "x")
+    label(axes[0], "of MIX's, on the same requests", "", None)
+    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+    return Picture("measured", "The default model on the local platform, against MIX.", drawn)

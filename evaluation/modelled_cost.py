@@ -21,9 +21,9 @@ from evaluation.shapes import SHAPES, Shape
 from evaluation.workbench import Workbench
 from loadgen.plots.style import COLOURS, GREY, figure, label, legend, logarithmic
 
-__all__ = ["Modelled", "modelled_cost"]
+__all__ = ["PUBLISHED", "Modelled", "modelled_cost", "skew_of"]
 
-_SHAPES = ("OLMoE-1B-7B", "DeepSeek-V2-Lite", "Mixtral-8x7B")
+PUBLISHED = ("OLMoE-1B-7B", "DeepSeek-V2-Lite", "Mixtral-8x7B")
 _HEED = 0.7
 _RATIOS = (1.8, 3.0, 5.0, 10.0)
 _SLOS = (0.6, 0.8, 1.0, 1.2, 2.0)
@@ -48,10 +48,14 @@ class Modelled:
 
 
 def modelled_cost(bench: Workbench, host: Host, known: KnownPrompts) -> Modelled:
-    """Routes are as uneven as the model's held-out prompts were, decoding."""
-    decode = np.stack([entry.decode for entry in known.held_out])[:, list(known.model.moe_layers)]
-    skew = Skew(concentration_of(decode), _HEED)
+    skew = skew_of(known)
     return Modelled(skew, _modelled(bench, host, skew), _sweeps(bench, host, skew))
+
+
+def skew_of(known: KnownPrompts) -> Skew:
+    """Routes as uneven as the model's held-out prompts were, decoding."""
+    decode = np.stack([entry.decode for entry in known.held_out])[:, list(known.model.moe_layers)]
+    return Skew(concentration_of(decode), _HEED)
 
 
 def _mean(outcomes: list[Outcome], shape: str) -> Iterator[list[Cell]]:
@@ -82,7 +86,7 @@ def _priced(
 def _modelled(bench: Workbench, host: Host, skew: Skew) -> Series:
     requests = 3 if bench.options.quick else 50
     rows: list[list[Cell]] = []
-    for name in _SHAPES:
+    for name in PUBLISHED:
         rows += _mean(
             _priced(bench, host, SHAPES[name], Case(), skew=skew, requests=requests), name
         )
@@ -110,7 +114,7 @@ def _cases(quick: bool) -> Iterator[tuple[str, float, Case, float | None]]:
 
 def _sweeps(bench: Workbench, host: Host, skew: Skew) -> Series:
     requests = 1 if bench.options.quick else 5
-    shapes = _SHAPES[:1] if bench.options.quick else _SHAPES
+    shapes = PUBLISHED[:1] if bench.options.quick else PUBLISHED
     rows: list[list[Cell]] = []
     for name in shapes:
         for sweep, value, case, launch_s in _cases(bench.options.quick):
@@ -152,7 +156,7 @@ def _sweeps(bench: Workbench, host: Host, skew: Skew) -> Series:
 
 def _of_modelled(modelled: Series) -> list[Comparison]:
     found = []
-    for name in _SHAPES:
+    for name in PUBLISHED:
         rows = {str(row["way"]): row for row in modelled.named() if row["model"] == name}
         usd = {way: float(row["usd"] or 0) for way, row in rows.items()}
         resident = {way: float(row["resident_usd"] or 0) for way, row in rows.items()}

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,9 +39,11 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
-    """How the platform is started: `remote_ratio` of each layer's experts, and what sleeps when."""
+    """How the platform is started: `remote_ratio` of each layer's experts, the least used by the
+    model's history, and what sleeps when. `model_dir` is another than the table's."""
 
     name: str
+    model_dir: Path | None = None
     remote_ratio: float = 0.5
     planned: bool = False
     window: str = "60s"
@@ -59,8 +62,10 @@ def platform(bench: Workbench, deployed: Deployed) -> Iterator[Platform]:
     """Start it, wait until it answers, and stop it at the end.
 
     Its home is a fresh folder, so that it starts from the shipped history. With `planned` it has
-    the hardware profile of `--hardware` and plans by it. UnavailableError if it does not start.
+    the hardware profile of `--hardware` and plans by it. UnavailableError if it does not start,
+    SettingsError if something else is where it should be: that would be measured in its place.
     """
+    _check_free(bench.options.port)
     # A short path: the control socket lies below it.
     home = Path(tempfile.mkdtemp(prefix="remoe-evaluate-"))
     log = home / "up.log"
@@ -74,7 +79,7 @@ def platform(bench: Workbench, deployed: Deployed) -> Iterator[Platform]:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "remoe.cli", "up"),
-                *("--model-dir", str(bench.options.model_dir)),
+                *("--model-dir", str(deployed.model_dir or bench.options.model_dir)),
                 *("--port", str(bench.options.port)),
                 *("--remote-ratio", str(deployed.remote_ratio)),
                 *("--window", deployed.window, "--main-retention", deployed.main_retention),
@@ -91,6 +96,16 @@ def platform(bench: Workbench, deployed: Deployed) -> Iterator[Platform]:
     finally:
         _stop(process)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _check_free(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise SettingsError(
+            f"port {port} is taken ({error.strerror}); end what listens there, or choose another "
+            "--port"
+        ) from error
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -135,7 +150,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def load(bench: Workbench, running: Platform, config: LoadConfig, name: str) -> RunResult:
-    """One run of the load generator against it, in the table's folder."""
+    """One run of the load generator against it, in the table's folder.
+
+    UnavailableError if it was stopped before its end: half a run's figures are not a run's.
+    """
     from knative.local.run_dir import RunDir
     from remoe.cli.load_probe import LocalPlatformProbe
 
@@ -143,7 +161,10 @@ def load(bench: Workbench, running: Platform, config: LoadConfig, name: str) -> 
     shutil.rmtree(folder, ignore_errors=True)
     probe = LocalPlatformProbe(RunDir(running.home))
     config = msgspec.structs.replace(config, url=running.url)
-    return asyncio.run(run_load(config, RunFolder(folder), Load(probe=probe, say=bench.say)))
+    result = asyncio.run(run_load(config, RunFolder(folder), Load(probe=probe, say=bench.say)))
+    if result.target.stopped:
+        raise UnavailableError(f"the run {name} was stopped: {result.target.stopped}")
+    return result
 
 
 class LoadFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +188,6 @@ class LoadFigures(msgspec.Struct, frozen=True, kw_only=True):
     hit_rate: float | None
     remote_calls_per_token: float | None
     cold_starts: int | None
-    stopped: str | None
 
 
 def figures_of(result: RunResult) -> LoadFigures:
@@ -192,5 +212,4 @@ def figures_of(result: RunResult) -> LoadFigures:
         hit_rate=experts.hit_rate if experts else None,
         remote_calls_per_token=experts.remote_calls_per_token if experts else None,
         cold_starts=held.cold_starts if held else None,
-        stopped=result.target.stopped,
     )

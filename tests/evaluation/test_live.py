@@ -49,6 +49,17 @@ def test_a_platform_that_does_not_start_says_why(tmp_path: Path) -> None:
         pass
 
 
+def test_what_listens_already_is_not_measured(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+        bench = Workbench(Options(out=tmp_path, model_dir=tmp_path, port=port), "cost")
+        with (
+            pytest.raises(SettingsError, match=f"port {port} is taken"),
+            platform(bench, Deployed(name="x")),
+        ):
+            pass
+
+
 def test_a_folder_without_the_traces_is_told(tmp_path: Path) -> None:
     bench = Workbench(Options(out=tmp_path, model_dir=tmp_path, traces=tmp_path), "replay")
     with pytest.raises(SettingsError, match=r"no AzureLLMInferenceTrace_code\.csv"):
