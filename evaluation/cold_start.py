@@ -7,47 +7,27 @@ model, REMOTE beside it, and CALCULATE, the planner's own time.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from matplotlib.axes import Axes
 
 from evaluation.modelled_cold_start import modelled_cold_starts, modelled_comparisons
 from evaluation.page_cache import cached_share, drop, warm
 from evaluation.results import Cell, Comparison, Picture, Series, TableResult
+from evaluation.start_times import Start, start_main_function, start_whole_model
 from evaluation.workbench import Workbench
-from loadgen.plots.style import COLOURS, figure, label
-from main_model_fn.call_times import expert_call
-from main_model_fn.http_transport import HttpTransport
+from loadgen.plots.style import COLOURS, figure, label, legend
 from remoe.checkpoint import Checkpoint
-from remoe.cli.hardware.functions import FunctionProcess, layers_env, libraries_s
-from remoe.errors import SettingsError
 
 __all__ = ["make"]
 
 _CACHES = ("warm", "cold")
 _NO_GPU = "needs a GPU, and this machine has none"
-
-
-class _Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds by stage, in order, and of the whole; `beside` runs at the same time as the others."""
-
-    stages: dict[str, float]
-    beside: dict[str, float] = {}
-    cached: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        return max(sum(self.stages.values()), sum(self.beside.values()))
 
 
 def make(bench: Workbench) -> TableResult:
@@ -61,7 +41,7 @@ def make(bench: Workbench) -> TableResult:
     return TableResult(
         comparisons=[*_compared(starts), *modelled_comparisons(modelled)],
         series=[starts, modelled],
-        pictures=[_picture(starts)],
+        pictures=[_picture(starts, modelled)],
         notes=[
             (
                 "The shortest of some starts. Cold: the model's files (a copy that nobody else has "
@@ -93,25 +73,25 @@ def _starts(bench: Workbench) -> Series:
 
 def _starts_of(bench: Workbench, model_dir: Path) -> Series:
     count = 1 if bench.options.quick else 5
-    ways: dict[str, Callable[[bool], _Start]] = {
-        "Remoe": lambda cold: _main_function(model_dir, 0.5, cold=cold),
-        "MIX": lambda cold: _main_function(model_dir, 0.0, cold=cold),
-        "CPU": lambda _: _whole_model(model_dir, "cpu"),
+    ways: dict[str, Callable[[bool], Start]] = {
+        "Remoe": lambda cold: start_main_function(model_dir, 0.5, cold=cold),
+        "MIX": lambda cold: start_main_function(model_dir, 0.0, cold=cold),
+        "CPU": lambda _: start_whole_model(model_dir, "cpu"),
     }
     if _has_gpu():
-        ways["GPU"] = lambda _: _whole_model(model_dir, "cuda")
+        ways["GPU"] = lambda _: start_whole_model(model_dir, "cuda")
     rows: list[list[Cell]] = []
     for cache in _CACHES:
         for name, way in ways.items():
 
-            def measure(of: Callable[[bool], _Start] = way, at: str = cache) -> list[_Start]:
+            def measure(of: Callable[[bool], Start] = way, at: str = cache) -> list[Start]:
                 return [_with_cache(model_dir, at == "cold", of) for _ in range(count)]
 
             starts = bench.item(
                 f"{name}, {cache}",
                 {"model": Checkpoint.open(model_dir).digest, "starts": count},
                 measure,
-                list[_Start],
+                list[Start],
             )
             shortest = min(starts, key=lambda start: start.total_s)
             cached = float(np.mean([start.cached for start in starts]))
@@ -127,89 +107,10 @@ def _starts_of(bench: Workbench, model_dir: Path) -> Series:
     )
 
 
-def _with_cache(model_dir: Path, cold: bool, way: Callable[[bool], _Start]) -> _Start:
+def _with_cache(model_dir: Path, cold: bool, way: Callable[[bool], Start]) -> Start:
     (drop if cold else warm)(model_dir)
     cached = cached_share(model_dir)
     return msgspec.structs.replace(way(cold), cached=cached)
-
-
-def _main_function(model_dir: Path, remote_ratio: float, *, cold: bool) -> _Start:
-    """The main function of a deployment that a real planner decides, and an expert function."""
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"REMOE_PLANNER_REMOTE_RATIO": str(remote_ratio)}
-        history = model_dir / "history.npz"
-        if history.exists():
-            env["REMOE_PLANNER_HISTORY"] = str(history)
-        with FunctionProcess("planner", model_dir, Path(folder), env) as planner:
-            planner.start()
-            plan_s = _plan_s(planner.url, Checkpoint.open(model_dir))
-            imports_s = libraries_s()
-            if cold:
-                drop(model_dir)  # what the planner read
-            with FunctionProcess(
-                "main_model_fn", model_dir, Path(folder), {}, planner_url=planner.url
-            ) as main:
-                main_s = main.start()
-        beside = {"plan": plan_s}
-        if remote_ratio > 0:
-            if cold:
-                drop(model_dir)  # what the main function read
-            beside |= _expert_function(model_dir, Path(folder))
-    return _Start(
-        # Imported apart from the function's own start, which alone is the whole.
-        stages={
-            "libraries": min(imports_s, main_s),
-            "model and cache": max(0.0, main_s - imports_s),
-        },
-        beside=beside,
-    )
-
-
-def _plan_s(planner_url: str, checkpoint: Checkpoint) -> float:
-    """CALCULATE: a plan for a prompt of 125 tokens and 200 to write, or what the model holds."""
-    most = checkpoint.context_length // 4
-    tokens = [token % checkpoint.vocab_size for token in range(min(125, most))]
-    body = json.dumps(
-        {"model": "profiled", "prompt_tokens": tokens, "max_new_tokens": min(200, most)}
-    ).encode()
-    before = time.perf_counter()
-    request = urllib.request.Request(  # noqa: S310  # our own address
-        f"{planner_url}/v1/plan", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-        response.read()
-    return time.perf_counter() - before
-
-
-def _expert_function(model_dir: Path, folder: Path) -> dict[str, float]:
-    checkpoint = Checkpoint.open(model_dir)
-    env = layers_env(checkpoint)
-    with FunctionProcess("expert_fn", model_dir, folder, env) as function:
-        process_s = function.start()
-        transport = HttpTransport(function.topology, timeout_s=30.0)
-        try:
-            before = time.perf_counter()
-            transport.send(expert_call(checkpoint, checkpoint.moe_layers[0], 1)).result()
-            first_s = time.perf_counter() - before
-        finally:
-            transport.close()
-    return {"remote: process": process_s, "remote: first call": first_s}
-
-
-def _whole_model(model_dir: Path, device: str) -> _Start:
-    before = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "evaluation.whole_model", device, str(model_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
-    )
-    whole_s = time.perf_counter() - before
-    if done.returncode:
-        raise SettingsError(f"the whole model did not start: {done.stderr.strip()[-500:]}")
-    stages: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return _Start(stages={"process": max(0.0, whole_s - sum(stages.values())), **stages})
 
 
 def _compared(starts: Series) -> list[Comparison]:
@@ -246,37 +147,56 @@ def _compared(starts: Series) -> list[Comparison]:
     return found
 
 
-def _picture(starts: Series) -> Picture:
-    drawn, axes = figure(1, 1, height=3.2)
-    at, ticks = 0, []
-    names = list(dict.fromkeys(str(row["stage"]) for row in starts.named()))
-    colours = dict(zip(names, COLOURS * 2, strict=False))
+def _picture(starts: Series, modelled: Series) -> Picture:
+    drawn, axes = figure(1, 2, height=3.6, width=11)
+    _draw_stages(axes[0], starts)
+    shapes = list(dict.fromkeys(str(name) for name in modelled.column("model")))
+    ways = list(dict.fromkeys(str(name) for name in modelled.column("way")))
+    places = np.arange(len(shapes))
+    for index, way in enumerate(ways):
+        values = [float(row["seconds"] or 0) for row in modelled.named() if row["way"] == way]
+        axes[1].bar(places + 0.16 * (index - 2), values, 0.16, label=way, color=COLOURS[index])
+    axes[1].set_xticks(places, shapes, fontsize=8)
+    label(axes[1], "", "s", "Modelled: libraries as measured, weights from disk")
+    legend(axes[1])
+    return Picture(
+        "cold_start",
+        "From nothing to ready, by stage, page cache warm and cold; and as modelled for published "
+        "shapes.",
+        drawn,
+    )
+
+
+def _draw_stages(axes: Axes, starts: Series) -> None:
+    """A bar a way, and below it a thin one of what starts beside it."""
+    rows = starts.named()
+    names = list(dict.fromkeys(str(row["stage"]) for row in rows))
+    colours = dict(zip(names, (*COLOURS, "#2b2f36", "#f0e442"), strict=False))
+    bars = list(dict.fromkeys((str(row["way"]), str(row["page_cache"])) for row in rows))
     labelled: set[str] = set()
-    for cache in _CACHES:
-        for way in dict.fromkeys(str(name) for name in starts.column("way")):
-            rows = [
-                row for row in starts.named() if row["way"] == way and row["page_cache"] == cache
-            ]
-            for parallel in (False, True):
-                left = 0.0
-                for row in rows:
-                    if row["beside"] is not parallel:
-                        continue
-                    stage, spent = str(row["stage"]), float(row["seconds"] or 0)
-                    axes[0].barh(
-                        at + (0.25 if parallel else -0.15),
-                        spent,
-                        0.2 if parallel else 0.5,
-                        left=left,
-                        color=colours[stage],
-                        label=None if stage in labelled else stage,
-                    )
-                    labelled.add(stage)
-                    left += spent
-            ticks.append(f"{way}, {cache}")
-            at += 1
-    axes[0].set_yticks(range(len(ticks)), ticks)
-    axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    label(axes[0], "s", "", "From nothing to ready; below, what starts beside it")
-    return Picture("cold_start", "Cold starts by stage, page cache warm and cold.", drawn)
+    for place, bar in enumerate(bars):
+        left = {False: 0.0, True: 0.0}
+        for row in rows:
+            if (row["way"], row["page_cache"]) != bar:
+                continue
+            stage, spent, beside = (
+                str(row["stage"]),
+                float(row["seconds"] or 0),
+                bool(row["beside"]),
+            )
+            axes.barh(
+                place + (0.25 if beside else -0.15),
+                spent,
+                0.2 if beside else 0.5,
+                left=left[beside],
+                color=colours[stage],
+                label=None if stage in labelled else stage,
+            )
+            labelled.add(stage)
+            left[beside] += spent
+    axes.set_yticks(range(len(bars)), [f"{way}, {cache}" for way, cache in bars])
+    axes.invert_yaxis()
+    axes.legend(
+        fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.16), frameon=False
+    )
+    label(axes, "s", "", "Measured; the thin bar is what starts beside")

@@ -255,7 +255,7 @@ def _picture(modelled: Series, sweeps: Series) -> Picture:
         at.axhline(57, color=GREY, linewidth=0.8)
         if sweep != "SLO over MIX's latency":
             logarithmic(at, "x")
-        label(at, sweep, "% saved", None)
+        label(at, sweep, "% saved", f"Swept: {sweep.split(',')[0]}")
     handles, names = axes[1].get_legend_handles_labels()
     drawn.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return Picture(

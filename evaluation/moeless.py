@@ -227,6 +227,8 @@ def _picture(main: list[Replayed]) -> Picture:
         share = [percent / 100 for percent in _QUANTILES]
         axes[0].step(row.quantiles_us, share, color=colour, label=row.name)
     logarithmic(axes[0], "x")
+    # The slowest of all, a layer that waited for an expert, would press the others together.
+    axes[0].set_xlim(right=1.5 * max(row.quantiles_us[-2] for row in main))
     label(axes[0], "MoE layer, µs", "share of layers and steps", "Layer time by policy")
     legend(axes[0], loc="lower right")
     return Picture("layer-times", "Distribution of layer times; left is better.", drawn)

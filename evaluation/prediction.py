@@ -17,7 +17,17 @@ from evaluation.results import Comparison, Picture, Series, TableResult
 from evaluation.rivals import Accuracy, accuracy_of, history_of, prompts_of, rivals, truths_of
 from evaluation.searches import Search, build_pam_s, build_tree_s, search_times
 from evaluation.workbench import Workbench
-from loadgen.plots.style import BLUE, GREEN, GREY, ORANGE, figure, label, legend, logarithmic
+from loadgen.plots.style import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    figure,
+    label,
+    legend,
+    logarithmic,
+)
 from models.smollm2_8x135m.corpus import LEFT_OUT_SETS
 from planner.prediction import MeanPredictor
 from planner.prompt_index import PromptIndex
@@ -239,7 +249,7 @@ def _picture(accuracy: Series, builds: Series, searches: Series) -> Picture:
     for offset, phase, colour in ((-0.2, "prefill", BLUE), (0.2, "decode", ORANGE)):
         values = accuracy.numbers(phase)
         axes[0].barh(places + offset, values, 0.4, color=colour, label=phase)
-    axes[0].set_yticks(places, [name.split(" (")[0][:30] for name in names], fontsize=7)
+    axes[0].set_yticks(places, [name.split(" (")[0] for name in names], fontsize=7)
     axes[0].invert_yaxis()
     label(axes[0], "mean JS divergence, nats", "", "Prediction")
     legend(axes[0])
@@ -250,13 +260,16 @@ def _picture(accuracy: Series, builds: Series, searches: Series) -> Picture:
     logarithmic(axes[1], "y")
     label(axes[1], "prompts", "s", "Building")
     legend(axes[1])
-    for row in searches.rows:
-        axes[2].scatter([float(row[2] or 0)], [float(row[4] or 0)], s=30)
-        axes[2].annotate(
-            str(row[0]).split(",")[0].split(" (")[0],
-            (float(row[2] or 0), float(row[4] or 0)),
-            fontsize=7,
+    for colour, marker, row in zip(COLOURS, "os^Dvp*", searches.rows, strict=False):
+        axes[2].plot(
+            [float(row[2] or 0)],
+            [100 * float(row[4] or 0)],
+            marker,
+            color=colour,
+            label=str(row[0]).replace("as printed: ", ""),
         )
     logarithmic(axes[2], "x")
-    label(axes[2], "ms a query", "recall of the nearest 15", "Searching")
+    label(axes[2], "ms a query", "% of the nearest 15 found", f"Searching {searches.rows[0][1]:,}")
+    axes[2].set_ylim(0, 105)
+    axes[2].legend(fontsize=7, loc="lower right")
     return Picture("prediction", "Divergence by predictor, building time, and search time.", drawn)
