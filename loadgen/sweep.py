@@ -110,20 +110,24 @@ def sweep_table(points: list[SweepPoint]) -> Table:
         summary = point.result.summary
         cost = summary.cost.per_request_usd.mean if summary.cost else None
         cells = {
-            "offered/s": f"{point.rate_rps:g}",
-            "done/s": number(summary.requests.throughput_rps),
+            "offered": f"{point.rate_rps:g}",
+            "done": number(summary.requests.throughput_rps),
             "tokens/s": number(summary.tokens.output_per_s),
             "TTFT p50": number(summary.latency.ttft_ms.p50),
             "TTFT p99": number(summary.latency.ttft_ms.p99),
             "TPOT p50": number(summary.latency.tpot_ms.p50),
             "goodput": share(summary.goodput_share),
-            "µ$/request": number(None if cost is None else cost * 1e6),
+            "µ$": number(None if cost is None else cost * 1e6),
             "keeps up": "no" if point.saturated else "yes",
         }
         for name, cell in cells.items():
             columns.setdefault(name, []).append(cell)
     shown = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
-    return Table("Sweep, times in ms", tuple(shown), tuple(zip(*shown.values(), strict=True)))
+    return Table(
+        "Sweep: requests and tokens a second, ms, µ$ a request",
+        tuple(shown),
+        tuple(zip(*shown.values(), strict=True)),
+    )
 
 
 def sweep_plot(points: list[SweepPoint]) -> Plot:
