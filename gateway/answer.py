@@ -14,7 +14,7 @@ from gateway.admission import Job
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ChatFormat, CompletionFormat, ReplyFormat, WholeChoice
-from gateway.generation import Generation, Services
+from gateway.generation import Generation, Services, first_error
 from gateway.receipt import Receipt
 from gateway.replies import Usage
 from gateway.response_replies import ResponseFormat
@@ -83,14 +83,17 @@ class Answer(Response):
         generation = Generation(
             self._job, self._services, reply_id=reply.id, received_at=trace.received_at
         )
-        async with generation:
-            try:
-                if self._job.stream:
-                    await self._stream(generation, reply, send)
-                else:
-                    await self._whole(generation, reply, send)
-            finally:
-                self._close(generation)
+        try:
+            async with asyncio.TaskGroup() as group:
+                way = self._stream if self._job.stream else self._whole
+                group.create_task(way(generation, reply, send))
+                # In this task: the main function is asked before any other has its turn.
+                await generation.run()
+        except ExceptionGroup as errors:
+            raise first_error(errors) from None
+        finally:
+            generation.leave()
+            self._close(generation)
         if generation.finished():
             generation.report()
 

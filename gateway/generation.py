@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import structlog
 
@@ -33,7 +31,7 @@ from remoe.generation import GenerateEvent, GenerateRequest, TokenLogprob
 from remoe.plan import Observation, Plan, PlanRequest
 from remoe.prices import PriceBook
 
-__all__ = ["ChoiceDelta", "Generation", "Services"]
+__all__ = ["ChoiceDelta", "Generation", "Services", "first_error"]
 
 _log = structlog.get_logger()
 # Deltas of one request that wait for a slow client before its generation is held up.
@@ -69,8 +67,8 @@ class _Failure:
     error: Exception
 
 
-class Generation(AbstractAsyncContextManager["Generation"]):
-    """The deltas of all choices in order of arrival; leaving the block cancels what still runs."""
+class Generation:
+    """The deltas of all choices in order of arrival: `run` makes them, `next` takes them."""
 
     def __init__(self, job: Job, services: Services, *, reply_id: str, received_at: float) -> None:
         self.job = job
@@ -87,7 +85,6 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
         self._queue: asyncio.Queue[ChoiceDelta | _Failure] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
-        self._driver: asyncio.Task[None] | None = None
         self._stay = services.resident.enter()
         self._receipt: Receipt | None = None
 
@@ -95,20 +92,9 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         text, job = self._services.text, self.job
         return Choice(text.detokenizer(), job.stops, calls_tools=job.calls_tools)
 
-    async def __aenter__(self) -> Self:
-        self._driver = asyncio.create_task(self._drive())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def leave(self) -> None:
+        """The request is over, whether it was answered or not."""
         self._stay.leave()
-        if self._driver is not None:
-            self._driver.cancel()
-            await asyncio.gather(self._driver, return_exceptions=True)
 
     def finished(self) -> bool:
         """Whether `next` has returned the last delta of every choice."""
@@ -213,8 +199,8 @@ class Generation(AbstractAsyncContextManager["Generation"]):
                 )
             )
 
-    async def _drive(self) -> None:
-        """Run everything; what broke first is what the client is told."""
+    async def run(self) -> None:
+        """Run everything; what broke first is what `next` raises. Cancelling it cancels it all."""
         error: Exception
         try:
             async with asyncio.timeout(self._left_s()):
@@ -223,7 +209,7 @@ class Generation(AbstractAsyncContextManager["Generation"]):
         except TimeoutError:
             error = MissedDeadlineError(self.job.timeout_s or 0.0)
         except ExceptionGroup as errors:
-            error = _first(errors)
+            error = first_error(errors)
             left_s = self._left_s()
             if (
                 isinstance(error, InterruptedGenerationError)
@@ -374,7 +360,8 @@ def _tells(event: GenerateEvent) -> bool:
     return bool(event.tokens or event.prompt_logprobs or event.finish)
 
 
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """What broke first, of groups in groups."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
