@@ -60,6 +60,7 @@ from remoe.topology import Topology
 
 __all__ = ["create_app"]
 
+_GARBAGE_SEARCHED_AT = 10_000  # new objects
 _EXPOSED_HEADERS = [
     "retry-after",
     "x-request-id",
@@ -179,9 +180,11 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[_State]:
         background = Background()
         shared.watch.start()
-        # What is there by now stays: to look through it for garbage would hold streams up.
+        # What is there by now stays: to look through it for garbage would hold streams up. Of
+        # what a request makes, little is garbage that only a search finds.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_GARBAGE_SEARCHED_AT)
         timings = Timings()
         line = Line(settings.max_open, timings)
         async with (
