@@ -56,7 +56,7 @@ def _check(folder: Path, source: str, digest: str | None) -> None:
 
 def _fetch(source: str, folder: Path) -> None:
     if source.startswith("hub:"):
-        from remoe.cli.model_folder import model_folder
+        from remoe.model_folder import model_folder
 
         found = model_folder(source.removeprefix("hub:"))
     else:

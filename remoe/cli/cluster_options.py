@@ -165,10 +165,10 @@ def describe(
     from knative.cluster.options import ClusterOptions
     from knative.cluster.release import render
     from knative.deployment import DeploymentOptions, default_deployment, model_name
-    from remoe.cli.model_folder import model_folder
     from remoe.cli.plan import parse_slo
     from remoe.cli.up import hardware_profile, price_file
     from remoe.home import remoe_home
+    from remoe.model_folder import model_folder
     from remoe.prices import load_prices
 
     if prices is not None:

@@ -119,9 +119,9 @@ def up(
     from knative.local.run_dir import RunDir
     from remoe.cli.foreground import run_foreground
     from remoe.cli.front_door import FrontDoor
-    from remoe.cli.model_folder import model_folder
     from remoe.cli.native_warning import warn_without_native_kernel
     from remoe.home import remoe_home
+    from remoe.model_folder import model_folder
     from remoe.prices import load_prices
 
     run_dir = RunDir(remoe_home())

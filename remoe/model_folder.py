@@ -1,4 +1,4 @@
-"""Where a model given on the command line lies: a folder, or a repository on the Hugging Face hub."""
+"""Where a model that somebody named lies: a folder, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import pytest
 
 from knative.deployment import model_name
 from remoe.checkpoint import Checkpoint
-from remoe.cli.model_folder import model_folder
 from remoe.errors import CheckpointError
+from remoe.model_folder import model_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
