@@ -18,7 +18,7 @@ import pytest
 from main_model_fn.call_times import expert_call
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, PATH
-from tests.e2e.cluster.asking import PROMPTS, asked
+from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, PROMPTS, asked
 from tests.e2e.cluster.conftest import WINDOW_S, Options, Record
 from tests.e2e.cluster.kubernetes import Cluster
 
@@ -63,7 +63,9 @@ def test_from_nothing_to_the_first_token_and_back_to_zero(
 def test_answers_are_those_of_the_local_runtime(
     cluster: Cluster, local_answers: dict[str, str]
 ) -> None:
-    assert {prompt: asked(cluster, prompt).text for prompt in PROMPTS} == local_answers
+    assert {prompt: asked(cluster, prompt).text for prompt in PROMPTS} == {
+        prompt: local_answers[prompt] for prompt in PROMPTS
+    }
 
 
 @pytest.mark.usefixtures("deployed_s")
@@ -78,24 +80,28 @@ def test_deploying_the_same_again_makes_no_revision(cluster: Cluster, options: O
 def test_an_expert_functions_pod_deleted_in_mid_answer_changes_nothing(
     cluster: Cluster, local_answers: dict[str, str], record: Record
 ) -> None:
-    asked(cluster, PROMPTS[1])  # all are awake
+    asked(cluster, LONG_PROMPT)  # all are awake
     victim = next(name for name in cluster.names("expert") if cluster.ready_pods(name))
-    killer: list[threading.Thread] = []
+    lost = {pod["metadata"]["name"] for pod in cluster.pods(victim)}
+    killer = threading.Thread(
+        target=cluster.kubectl,
+        args=("delete", "pod", *lost, "--grace-period=0", "--force", "--wait=false"),
+    )
+    left: list[int] = []  # pieces that came after its pods were gone
 
     def kill(pieces: int) -> None:
         if pieces == 5:
-            names = [pod["metadata"]["name"] for pod in cluster.pods(victim)]
-            now = ("--grace-period=0", "--force", "--wait=false")
-            killer.append(
-                threading.Thread(target=cluster.kubectl, args=("delete", "pod", *names, *now))
-            )
-            killer[0].start()
+            killer.start()
+        elif pieces > 5 and not killer.is_alive():
+            left.append(pieces)
 
-    struck = asked(cluster, PROMPTS[1], on_piece=kill)
-    killer[0].join()
-    assert struck.text == local_answers[PROMPTS[1]]
-    record("retries", struck.x_remoe["remote_retries"])
-    record("fallbacks", struck.x_remoe["local_fallbacks"])
+    struck = asked(cluster, LONG_PROMPT, tokens=LONG_TOKENS, on_piece=kill)
+    killer.join()
+    assert struck.text == local_answers[LONG_PROMPT]
+    assert left
+    assert lost.isdisjoint(pod["metadata"]["name"] for pod in cluster.pods(victim))
+    for name in ("remote_calls", "remote_retries", "local_fallbacks"):
+        record(f"{name} while a pod was deleted", struck.x_remoe[name])
 
 
 @pytest.mark.usefixtures("deployed_s")

@@ -112,20 +112,23 @@ def test_a_nodes_cache_wiped_in_mid_answer_changes_nothing(
     victim = next(name for name in cluster.names("expert") if cluster.ready_pods(name))
     lost = {pod["metadata"]["name"] for pod in cluster.pods(victim)}
     assert lost
-    strikes: list[threading.Thread] = []
+    left: list[int] = []  # pieces that came after cache and pods were gone
 
     def strike(pieces: int) -> None:
         if pieces == 5:
-            strikes.append(threading.Thread(target=wipe_and_kill))
-            strikes[0].start()
+            killer.start()
+        elif pieces > 5 and not killer.is_alive():
+            left.append(pieces)
 
     def wipe_and_kill() -> None:
         wipe(cluster)
         now = ("--grace-period=0", "--force", "--wait=false")
         cluster.kubectl("delete", "pod", *lost, *now)
 
+    killer = threading.Thread(target=wipe_and_kill)
     struck = asked(cluster, LONG_PROMPT, tokens=LONG_TOKENS, on_piece=strike)
-    strikes[0].join()
+    killer.join()
+    assert left
     assert struck.text == local_answers[LONG_PROMPT]
     for name in ("remote_calls", "remote_retries", "local_fallbacks"):
         record(f"{name} while its cache was wiped", struck.x_remoe[name])
