@@ -107,12 +107,14 @@ struct group {
     size_t rows;
 };
 
-/* Tiles 0 and 1 become the sums of the first group, 2 and 3 of the second if it has rows. */
+/* Tiles 0 and 1 become the sums of the first group, 2 and 3 of the second if it has rows. With
+ * each step, `lines` more lines of `next` are asked for. If the weights are used `once`, nothing has
+ * brought them into the first cache. */
 static inline __attribute__((always_inline)) void amx_strip(const char *weights, size_t row_bytes,
-                                                           int ahead, struct group first,
+                                                           int once, const char *next, size_t lines,
+                                                           struct group first,
                                                            struct group second, size_t parts,
                                                            size_t steps) {
-    const char *next = weights + STRIP_ROWS * row_bytes;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -120,9 +122,10 @@ static inline __attribute__((always_inline)) void amx_strip(const char *weights,
     for (size_t s = 0; s < steps; s++) {
         _tile_loadd(4, weights + s * 2 * STEP, row_bytes);
         _tile_loadd(5, weights + s * 2 * STEP + 16 * row_bytes, row_bytes);
-        if (ahead) /* as many lines of the next strip as this step has read of this one */
-            for (size_t line = 0; line < STRIP_ROWS; line++, next += 64)
-                __builtin_prefetch(next, 0, 2);
+        if (once) /* what two groups of rows take of the weights in a step, two steps ahead */
+            for (size_t row = 0; row < STRIP_ROWS; row++)
+                __builtin_prefetch(weights + row * row_bytes + (s + 2) * 2 * STEP, 0, 3);
+        for (size_t line = 0; line < lines; line++, next += 64) __builtin_prefetch(next, 0, 2);
         for (size_t p = 0; p < parts; p++) {
             _tile_loadd(6, first.packed, first.rows * 4);
             first.packed += 16 * first.rows * 4;
@@ -155,6 +158,10 @@ static void amx_project(float *out, size_t out_stride, struct input input, struc
                         size_t width, size_t first, size_t last, void *scratch) {
     size_t steps = (width + STEP - 1) / STEP, group_bytes = amx_group_bytes(width);
     size_t shaped[2] = {0, 0};
+    /* The next strip is read from memory while this one is computed, a share with each two groups:
+     * all of it with the first would wait for itself. */
+    size_t pairs = (input.rows + 2 * GROUP_ROWS - 1) / (2 * GROUP_ROWS);
+    size_t lines = (STRIP_ROWS + pairs - 1) / pairs;
     float tile[16 * 16] __attribute__((aligned(64)));
     for (size_t j = first; j < last; j += STRIP_ROWS) {
         size_t columns = smaller(last - j, STRIP_ROWS), row_bytes = width * 2;
@@ -179,7 +186,9 @@ static void amx_project(float *out, size_t out_stride, struct input input, struc
                 shaped[0] = group[0].rows;
                 shaped[1] = group[1].rows;
             }
-            amx_strip(strip, row_bytes, in_place && r == 0, group[0], group[1], input.parts, steps);
+            const char *next = strip + STRIP_ROWS * row_bytes + r / (2 * GROUP_ROWS) * steps * lines * 64;
+            amx_strip(strip, row_bytes, pairs == 1, next, in_place ? lines : 0, group[0], group[1],
+                      input.parts, steps);
             for (size_t t = 0; t < 4; t++) {
                 size_t rows = group[t / 2].rows, column = t % 2 * 16;
                 if (rows == 0 || column >= columns) continue;
