@@ -4,8 +4,8 @@
 
 Calls go through all of the checkpoint's experts in turn, so that with more of them than the last
 cache holds (printed) each call finds its weights in memory. Float32 copies are of the first 48.
-Implementations take turns in random order; figures are medians. "read only" is the floor: one
-thread reads the same weights and computes nothing. Each thread count is measured in
+Implementations take turns in random order; figures are medians. "read only" is the floor: as many
+threads read the same weights and compute nothing. Each thread count is measured in
 its own process. `OPENBLAS_CORETYPE` is dropped, so that numpy chooses its own routines.
 """
 
@@ -26,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -86,13 +87,64 @@ def torch_forward(checkpoint: Checkpoint, threads: int, *, widened: bool) -> For
     return forward
 
 
+def onnx_forward(checkpoint: Checkpoint, threads: int) -> Forward:
+    """A session for each expert, so that the library may pack its weights as it likes."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions: dict[ExpertId, onnxruntime.InferenceSession] = {}
+
+    def session(expert: ExpertId) -> onnxruntime.InferenceSession:
+        tensors = checkpoint.expert(expert)
+        weights = [
+            numpy_helper.from_array(np.ascontiguousarray(tensor.to_float32().T), name)
+            for name, tensor in (
+                ("gate", tensors.gate),
+                ("up", tensors.up),
+                ("down", tensors.down),
+            )
+        ]
+        nodes = [
+            helper.make_node(kind, inputs, [output])
+            for kind, inputs, output in (
+                ("MatMul", ["x", "gate"], "g"),
+                ("Sigmoid", ["g"], "s"),
+                ("Mul", ["g", "s"], "silu"),
+                ("MatMul", ["x", "up"], "u"),
+                ("Mul", ["silu", "u"], "inner"),
+                ("MatMul", ["inner", "down"], "y"),
+            )
+        ]
+        x, y = (
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, checkpoint.hidden_size])
+            for name in ("x", "y")
+        )
+        graph = helper.make_graph(nodes, "expert", [x], [y], weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        model.ir_version = 9  # what the runtime is sure to read
+        onnx.checker.check_model(model)
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(expert: ExpertId, x: NDArray[np.float32]) -> object:
+        if expert not in sessions:
+            sessions[expert] = session(expert)
+        return sessions[expert].run(None, {"x": x})
+
+    return forward
+
+
 def implementations(checkpoint: Checkpoint, threads: int) -> dict[str, tuple[Forward, int]]:
     """Name to how it computes, and how many experts it goes through."""
     everything = checkpoint.layers * checkpoint.experts
     native = NativeKernel(checkpoint.expert, NativePool(threads=threads))
     in_numpy = NumpyKernel(checkpoint.expert)
     found: dict[str, tuple[Forward, int]] = {
-        "read only": (reader(checkpoint), everything),
+        "read only": (reader(checkpoint, threads), everything),
         "native": (lambda e, x: native.weighted_sum([e], routed(x)), everything),
         "native, bf16 rows": (
             lambda e, x: native.weighted_sum([e], routed(bfloat16(x))),
@@ -103,17 +155,29 @@ def implementations(checkpoint: Checkpoint, threads: int) -> dict[str, tuple[For
     if importlib.util.find_spec("torch"):
         found["torch bf16"] = (torch_forward(checkpoint, threads, widened=False), everything)
         found["torch fp32"] = (torch_forward(checkpoint, threads, widened=True), COPIES)
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
+        found["onnxruntime fp32"] = (onnx_forward(checkpoint, threads), COPIES)
     print(f"kernel: {native.description}")
     return found
 
 
-def reader(checkpoint: Checkpoint) -> Forward:
-    """The floor: numpy's vectorised maximum over the same mapped weights, on one thread."""
+def reader(checkpoint: Checkpoint, threads: int) -> Forward:
+    """The floor: numpy's vectorised maximum over the same mapped weights."""
+    pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
 
     def read(expert: ExpertId, x: NDArray[np.float32]) -> object:
         tensors = checkpoint.expert(expert)
-        parts = (tensors.gate.values, tensors.up.values, tensors.down.values)
-        return [part.reshape(-1).view(np.uint64).max() for part in parts]
+        parts = [
+            piece
+            for tensor in (tensors.gate, tensors.up, tensors.down)
+            for piece in np.array_split(tensor.values.reshape(-1).view(np.uint64), threads)
+        ]
+        others = [
+            pool.submit(lambda mine: [piece.max() for piece in mine], parts[place::threads])
+            for place in range(1, threads)
+            if pool is not None
+        ]
+        return [piece.max() for piece in parts[::threads]], [other.result() for other in others]
 
     return read
 

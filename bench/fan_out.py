@@ -37,11 +37,13 @@ from numpy.typing import NDArray
 from main_model_fn.fan_out import FanOut
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.metering import StepMeter
+from main_model_fn.native_stop import StepBuffers, Stop
 from main_model_fn.replica_split import split_over_replicas
 from main_model_fn.routes import Batch
 from main_model_fn.transport import RemoteResult
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, MAX_BODY_BYTES, PATH, ExpertCall
+from remoe.kernel.native_library import Decoding, NativePool
 from remoe.topology import ExpertEndpoint, Topology
 
 CALLS = 8
@@ -314,24 +316,31 @@ def count_calls(rounds: int) -> None:
 
 
 def one_layer(model: Path, rounds: int) -> None:
-    """From a batch and its routes to partial sums in torch, as in a forward pass.
-
-    The batch's rows and gates are in numpy already: the layer's local half needs them so too.
-    """
+    """From where the kernel stopped to where it goes on: rows gathered, sent, and their sums read."""
     checkpoint = Checkpoint.open(model)
-    hidden = torch.ones(1, checkpoint.hidden_size, dtype=torch.bfloat16)
-    gates = torch.full((1, 2), 0.5, dtype=torch.bfloat16)
-    index = torch.tensor([[0, 1]])
+    held = StepBuffers(
+        1, checkpoint.hidden_size, torch.bfloat16, layers=1, experts=checkpoint.experts, top_k=2
+    )
+    held.token[:1], held.expert[:2], held.offsets[:3] = 0, [0, 1], [0, 1, 2]
+    held.carried[:], held.row_index[:] = 0, 0
+    held.gate_weight.view(np.float32)[:] = 0.5
+    step = Decoding(rows=1, elsewhere=held.elsewhere)
+    step.elsewhere.rows, step.elsewhere.experts, step.elsewhere.routes = 1, 2, 2
+    pool = NativePool()
     with expert_functions(model, 1) as port:
         meter = Busy()
-        batch = Batch.of(hidden, index, gates)
         transport = HttpTransport(topology(port, 1), timeout_s=30, hedge_floor_s=30)
         layer = fan_out(checkpoint, transport, meter)
+        stop = Stop(held, step, pool)
 
         def exchange() -> float:
-            meter.busy_s = 0.0
-            for call in layer.send(batch, batch.routes):
-                assert layer.receive(call) is not None
+            rows = stop.elsewhere()
+            assert rows is not None
+            call = layer.send_gathered(rows, stop.dtype)
+            assert call is not None
+            partial = layer.receive(call)
+            assert partial is not None
+            stop.add(partial)
             return meter.busy_s
 
         p10, p50 = measure({"layer": exchange}, rounds)["layer"]
@@ -384,14 +393,14 @@ class Unsplit(HttpTransport):
 
 
 class Busy(StepMeter):
-    """Knows how long the replicas of a layer computed."""
+    """Knows how long the last call was computed."""
 
     def __init__(self) -> None:
         super().__init__(layers=1, experts=1, main_memory_gb=1.0, on_gpu=False)
         self.busy_s = 0.0
 
     def record_call(self, rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:
-        self.busy_s += result.busy_s
+        self.busy_s = result.busy_s
 
 
 def fan_out(checkpoint: Checkpoint, transport: HttpTransport, meter: StepMeter) -> FanOut:
