@@ -49,6 +49,7 @@ class _NoExperts:
     """Experts of a layer that take no time and add nothing."""
 
     observe = None
+    beside = False
 
     def __init__(self, layer: int, local: LocalExperts) -> None:
         self.layer = layer
@@ -69,6 +70,8 @@ class _NoExperts:
 
 class _NoTransport:
     """No expert is ever called."""
+
+    beside = False
 
     def send(
         self,

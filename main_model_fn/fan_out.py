@@ -77,6 +77,11 @@ class FanOut:
         self._meter = meter
         self._payload_limit_bytes = payload_limit_bytes
 
+    @property
+    def beside(self) -> bool:
+        """Whether its calls are computed on this machine's processors."""
+        return self._transport.beside
+
     def send(
         self, batch: Batch, routes: dict[int, Route], *, deadline_s: float | None = None
     ) -> list[SentCall]:

@@ -48,7 +48,9 @@ class _HeterogeneousResidents:
     def experts(self) -> frozenset[int]:
         return frozenset(self.hot) | frozenset(self.cold)
 
-    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+    def add(
+        self, total: torch.Tensor, module: ExpertsModule, batch: Batch, *, beside: bool = False
+    ) -> None:
         counts = {e: n for e, n in batch.counts.items() if e in self.hot or e in self.cold}
         self.machine.compute(self, self.machine.place(counts, self.hot), total, batch)
 

@@ -58,6 +58,7 @@ _ARRIVING_S = 0.05
 _FAIR_WAIT_S = 1.0
 
 
+_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 # Of these a function is not to blame: its answer to another call may be another.
 _ABOUT_THE_CALL: frozenset[FailureCode] = frozenset({"body_too_large", "wrong_shape"})
 
@@ -303,6 +304,8 @@ class HttpTransport:
             ]
             for layer in range(endpoint.first_layer, endpoint.last_layer + 1)
         }
+        hosts = {channel.address.host for channel in self._channels.values()}
+        self.beside = bool(hosts) and hosts <= _THIS_MACHINE
 
     def send(
         self,

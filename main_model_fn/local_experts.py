@@ -45,8 +45,13 @@ class Residents(Protocol):
     @property
     def experts(self) -> frozenset[int]: ...
 
-    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
-        """Add these experts' outputs, weighted, to `total` [tokens, hidden]."""
+    def add(
+        self, total: torch.Tensor, module: ExpertsModule, batch: Batch, *, beside: bool = False
+    ) -> None:
+        """Add these experts' outputs, weighted, to `total` [tokens, hidden].
+
+        `beside` says that others compute on this machine's processors at the same time.
+        """
         ...
 
 
@@ -91,7 +96,9 @@ class NativeResidents:
         self.table = table
         self.experts = table.experts
 
-    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+    def add(
+        self, total: torch.Tensor, module: ExpertsModule, batch: Batch, *, beside: bool = False
+    ) -> None:
         rows = batch.hidden.contiguous()
         index, gates = batch.index.contiguous(), batch.gate_weights
         self.table.add(
@@ -100,6 +107,7 @@ class NativeResidents:
             index.data_ptr(),
             gates.data_ptr(),
             (index.shape[0], index.shape[1]),
+            beside=beside,
         )
 
 
@@ -162,7 +170,9 @@ class _TorchResidents:
     def experts(self) -> frozenset[int]:
         return frozenset(self.weights)
 
-    def add(self, total: torch.Tensor, module: ExpertsModule, batch: Batch) -> None:
+    def add(
+        self, total: torch.Tensor, module: ExpertsModule, batch: Batch, *, beside: bool = False
+    ) -> None:
         for index, route in batch.routes.items():
             if index in self.weights:
                 _add_expert(total, module, batch, route, self.weights[index])

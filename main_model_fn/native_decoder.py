@@ -59,7 +59,10 @@ class NativeDecoder:
         residents = [cast("NativeResidents", split.local.residents) for split in splits]
         self._stack.use(self._caches, residents)
         watched = any(split.observe is not None for split in splits)
-        hidden, index = self._stack.run(hidden[0], angles, paged, self._answer, watched=watched)
+        beside = splits[0].beside
+        hidden, index = self._stack.run(
+            hidden[0], angles, paged, self._answer, watched=watched, beside=beside
+        )
         self._meter.record_all_routes(self._numbers, index.numpy())
         return MoeModelOutputWithPast(last_hidden_state=self._norm(hidden)[None])
 

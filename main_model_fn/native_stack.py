@@ -131,12 +131,14 @@ class NativeStack:
         compute: ComputeExperts,
         *,
         watched: bool = False,
+        beside: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, width] through all layers to the same, and all routes [layers, rows, top_k].
 
         `paged` says who reads and writes where. `compute` is called with a layer's place where not
         all of its chosen experts are here, or at every layer if the step is `watched`, and
-        computes them. Both results are overwritten by the next step.
+        computes them; `beside` says that others then compute on this machine's processors. Both
+        results are overwritten by the next step.
         """
         rows = len(hidden)
         if rows > self._buffers.rows:
@@ -152,6 +154,7 @@ class NativeStack:
         step.row_ends, step.read_ends = paged.row_ends.data_ptr(), paged.read_ends.data_ptr()
         step.layer = step.stopped = 0
         step.watched = watched
+        step.spared = self._pool.spared if beside else 0
         self._pool.decode(step)
         while step.layer < step.layers:
             compute(step.layer, self._stop)

@@ -42,6 +42,11 @@ class LayerExperts:
         # Told what the experts are given: input [tokens, hidden] and routes [tokens, top_k].
         self.observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
+    @property
+    def beside(self) -> bool:
+        """Whether its remote experts are computed on this machine's processors."""
+        return self._fan_out.beside
+
     def forward(
         self,
         module: ExpertsModule,
@@ -70,7 +75,7 @@ class LayerExperts:
             sent = self._fan_out.send(batch, routes, deadline_s=deadline_s)
         total = self.local.new_sum(hidden)
         if len(remote) < len(batch.experts):
-            residents.add(total, module, batch)
+            residents.add(total, module, batch, beside=bool(remote) and self.beside)
         for call in sent:
             self._add_remote(total, module, batch, call)
         return total.to(hidden.dtype)

@@ -37,7 +37,14 @@ class PendingReply(Protocol):
 
 
 class ExpertTransport(Protocol):
-    """Used from one thread."""
+    """Used from one thread.
+
+    `beside` says whether functions compute on the caller's own processors while it does something
+    else.
+    """
+
+    @property
+    def beside(self) -> bool: ...
 
     def send(
         self,

@@ -149,15 +149,26 @@ class ExpertTable:
             table=ctypes.addressof(self._table),
         )
 
-    def add(self, total: int, rows: Matrix, index: int, gate: int, shape: tuple[int, int]) -> None:
+    def add(
+        self,
+        total: int,
+        rows: Matrix,
+        index: int,
+        gate: int,
+        shape: tuple[int, int],
+        *,
+        beside: bool = False,
+    ) -> None:
         """Add the outputs of these experts where `index` chose them; others are passed over.
 
         Addresses of float32 `total` [tokens, hidden], int64 `index` and float32 `gate`, both of
-        `shape` [tokens, top_k]; `rows` is [tokens, hidden]. Not from two threads at once.
+        `shape` [tokens, top_k]; `rows` is [tokens, hidden]. Some processors are left to what is
+        computed `beside`. Not from two threads at once.
         """
         routed = self.call
         routed.rows, routed.top_k = shape
         routed.index, routed.gate, routed.input, routed.output = index, gate, rows, total
+        routed.spared = self._pool.spared if beside else 0
         self._pool.route(routed)
 
 

@@ -79,6 +79,7 @@ class Routed(ctypes.Structure):
         ("experts", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("top_k", ctypes.c_int64),
+        ("spared", ctypes.c_int64),
         ("table", ctypes.c_void_p),
         ("index", ctypes.c_void_p),
         ("gate", ctypes.c_void_p),
@@ -172,6 +173,7 @@ class Decoding(ctypes.Structure):
         ("dtype", ctypes.c_int64),
         ("layers", ctypes.c_int64),
         ("watched", ctypes.c_int64),
+        ("spared", ctypes.c_int64),
         ("layer", ctypes.c_int64),
         ("stopped", ctypes.c_int64),
         ("each", ctypes.c_void_p),
@@ -211,6 +213,8 @@ class NativePool:
     ) -> None:
         self._library = _open_library(library or LIBRARY)
         self._spins = spins
+        self.spared = threads // 2
+        """Threads that rest where others compute on this machine's processors at the same time."""
         self._aside: int | None = None
         self._handle = self._library.remoe_open(threads, spins, variant and variant.encode())
         if not self._handle:

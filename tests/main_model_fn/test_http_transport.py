@@ -13,6 +13,7 @@ from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import TOKEN_VARIABLE, ExpertCall
+from remoe.topology import ExpertEndpoint, Topology
 from tests.calls import expert_call
 from tests.processes import ExpertProcess
 from tests.tiny_model import HIDDEN, LAYERS
@@ -96,6 +97,23 @@ def test_a_function_that_never_answers_opens_the_breaker(
         assert patient.send(call).result().retries == 0
         transport.close()
         patient.close()
+
+
+def test_processors_are_shared_with_functions_of_this_machine(tiny_model_dir: Path) -> None:
+    for host, beside in (("127.0.0.1:1", True), ("experts.models.svc", False)):
+        endpoint = ExpertEndpoint(
+            name="e", url=f"http://{host}", first_layer=0, last_layer=0, memory_gb=1
+        )
+        topology = Topology(
+            model="tiny",
+            model_dir=str(tiny_model_dir),
+            gateway_url="",
+            planner_url="",
+            main_url="",
+            main_memory_gb=1,
+            experts=[endpoint],
+        )
+        assert HttpTransport(topology, timeout_s=1).beside == beside
 
 
 def test_a_refusal_names_its_reason(tiny_model_dir: Path, tmp_path: Path, call: ExpertCall) -> None:

@@ -100,6 +100,7 @@ static struct routed experts_of(const struct decoding *step) {
 
 static int decode_here(struct kernel *kernel, struct decoding *step) {
     struct routed experts = experts_of(step);
+    experts.spared = step->elsewhere.routes ? step->spared : 0;
     return route(kernel, &experts);
 }
 
@@ -128,7 +129,9 @@ static int decode(struct kernel *kernel, struct decoding *step) {
             memset(step->total, 0, count * sizeof *step->total);
             if (step->watched || !all_here(&experts)) {
                 step->stopped = 1;
-                return gather_elsewhere(kernel, &experts, step);
+                if (gather_elsewhere(kernel, &experts, step)) return NO_MEMORY;
+                if (step->spared && step->elsewhere.routes) atomic_store(&kernel->resting, 1);
+                return OK;
             }
             if (route(kernel, &experts)) return NO_MEMORY;
         } else if (step->partial) {

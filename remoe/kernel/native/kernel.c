@@ -46,6 +46,8 @@ struct kernel {
     size_t threads, spins;
     pthread_mutex_t call_lock; /* one call at a time */
 
+    _Atomic size_t spared; /* helpers, the last ones, that leave the call to the others */
+    _Atomic int resting;   /* whether more work is not to be waited for awake */
     task_function *function; /* of the round */
     _Atomic uint64_t tasks;
     _Atomic size_t left;              /* tasks not yet done */
@@ -76,6 +78,8 @@ struct kernel {
  * the one that was looked at, and a round ends only when all its tasks are done. */
 static uint64_t take_tasks(struct kernel *kernel, size_t thread) {
     uint64_t now = atomic_load(&kernel->tasks);
+    if (thread && thread + atomic_load(&kernel->spared) >= kernel->threads)
+        return now >> 2 * TASK_BITS;
     while ((now & TASK_MASK) < (now >> TASK_BITS & TASK_MASK)) {
         if (!atomic_compare_exchange_weak(&kernel->tasks, &now, now + 1)) continue;
         kernel->function(kernel, now & TASK_MASK, thread);
@@ -104,7 +108,10 @@ static void *help(void *argument) {
     free(argument);
     while (!atomic_load(&kernel->closing)) {
         uint64_t seen = take_tasks(kernel, given.thread);
-        for (size_t i = 0; i < kernel->spins && !has_news(kernel, seen); i++) relax();
+        for (size_t i = 0; i < kernel->spins && !has_news(kernel, seen); i++) {
+            if (atomic_load(&kernel->resting)) break;
+            relax();
+        }
         if (has_news(kernel, seen)) continue;
         pthread_mutex_lock(&kernel->lock);
         atomic_fetch_add(&kernel->sleepers, 1); /* before the last look: run() looks after news */
@@ -116,12 +123,13 @@ static void *help(void *argument) {
 }
 
 static void run(struct kernel *kernel, task_function *function, size_t tasks) {
-    if (kernel->threads == 1 || tasks <= 1) {
+    if (kernel->threads <= 1 + atomic_load(&kernel->spared) || tasks <= 1) {
         for (size_t task = 0; task < tasks; task++) function(kernel, task, 0);
         return;
     }
     uint64_t round = (atomic_load(&kernel->tasks) >> 2 * TASK_BITS) + 1;
     kernel->function = function;
+    atomic_store(&kernel->resting, 0);
     atomic_store(&kernel->left, tasks);
     atomic_store(&kernel->tasks, round << 2 * TASK_BITS | (uint64_t)tasks << TASK_BITS);
     if (atomic_load(&kernel->sleepers)) {
@@ -359,7 +367,11 @@ static int route(struct kernel *kernel, const struct routed *routed) {
         .rows = routed->rows, .expert = routed->table, .offsets = offsets,
         .row_index = row_index, .gate_weight = gate_weight, .input = routed->input,
         .output = routed->output};
-    return offsets[routed->experts] > 0 ? forward(kernel, &call) : OK;
+    if (offsets[routed->experts] == 0) return OK;
+    atomic_store(&kernel->spared, (size_t)routed->spared);
+    int status = forward(kernel, &call);
+    atomic_store(&kernel->spared, 0);
+    return status;
 }
 
 /* Room for `floats` numbers of each thread's own. */

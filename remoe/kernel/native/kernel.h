@@ -51,11 +51,12 @@ struct projection {
 };
 
 /* A layer's experts for rows as its router chose: row r goes to the experts index[r][..] with the
- * weights gate[r][..]. Experts that are NULL in the table are left to others. */
+ * weights gate[r][..]. Experts that are NULL in the table are left to others, and so are as many
+ * processors as threads are `spared`: one of this kernel's threads computes whatever is said. */
 struct routed {
     int64_t hidden, inner, activation;
     float alpha, limit; /* of CLAMPED_SWIGLU */
-    int64_t experts, rows, top_k;
+    int64_t experts, rows, top_k, spared;
     const struct expert *const *table; /* [experts] */
     const int64_t *index;              /* [rows, top_k] */
     const float *gate;                 /* [rows, top_k] */
@@ -136,6 +137,7 @@ struct elsewhere {
  * remoe_decode_here is called. If called again it goes on from `total`, after it added `partial`. */
 struct decoding {
     int64_t rows, width, dtype, layers, watched;
+    int64_t spared;              /* threads that rest while something is computed elsewhere */
     int64_t layer;               /* where to start, and then where it stopped, or `layers` */
     int64_t stopped;             /* whether it stopped within the layer */
     const struct layer *each;    /* [layers] */

@@ -181,7 +181,7 @@ class DecoderCase:
             ),
             **{name: tensor.data_ptr() for name, tensor in paging.items()},
         )
-        step.watched = watched
+        step.watched, step.spared = watched, self.shape.experts % 3
         self.pool.decode(step)
         while step.layer < step.layers:
             stops.append(step.layer)

@@ -63,6 +63,7 @@ def test_routes_of_resident_experts_are_those_of_rows_gathered_by_expert(
         index.ctypes.data,
         gate.ctypes.data,
         (rows, top_k),
+        beside=bool(seed % 2),
     )
     expected = np.zeros((rows, 24), np.float32)
     for expert in held:
