@@ -72,7 +72,7 @@ class Reply:
     """What a client has of an answer."""
 
     id: str = ""
-    texts: dict[int, str] = field(default_factory=lambda: defaultdict(str))
+    texts: dict[str, str] = field(default_factory=lambda: defaultdict(str))
     finishes: dict[int, str] = field(default_factory=dict)
     receipt: dict[str, Any] | None = None
     error: str | None = None
@@ -80,7 +80,7 @@ class Reply:
     done: bool = False
 
     @property
-    def answer(self) -> tuple[dict[int, str], dict[int, str]]:
+    def answer(self) -> tuple[dict[str, str], dict[int, str]]:
         return dict(self.texts), self.finishes
 
 
@@ -152,14 +152,15 @@ def _take(reply: Reply, told: dict[str, Any], part: str) -> None:
     reply.receipt = told.get("x_remoe") or reply.receipt
     for choice in told["choices"]:
         said = choice.get(part) or {}
-        text = choice.get("text") or said.get("content") or ""
+        index = choice["index"]
+        reply.texts[f"{index}"] += choice.get("text") or said.get("content") or ""
+        # Texts of their own: how these fall into chunks beside it depends on when tokens come.
         for call in said.get("tool_calls") or []:
             function = call["function"]
-            text += (function.get("name") or "") + (function.get("arguments") or "")
-        reply.texts[choice["index"]] += text
+            called = (function.get("name") or "") + (function.get("arguments") or "")
+            reply.texts[f"{index} calls"] += called
         scored = (choice.get("logprobs") or {}).get("content") or []
-        # A text of its own: how both fall into chunks depends on when tokens come.
-        reply.texts[-1 - choice["index"]] += "".join(f"|{entry['token']}" for entry in scored)
+        reply.texts[f"{index} logprobs"] += "".join(f"|{entry['token']}" for entry in scored)
         if choice.get("finish_reason"):
             reply.finishes[choice["index"]] = choice["finish_reason"]
 
