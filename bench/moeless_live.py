@@ -27,7 +27,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,19 @@ class Figures:
     remote_calls: int = 0
     tokens: int = 0
     wall_s: float = 0.0
+
+    def summary(self) -> dict[str, float]:
+        held_gb = float(np.mean(self.held_gb))
+        return {
+            "tpot_p50_ms": float(np.quantile(self.tpot_s, 0.5)) * 1e3,
+            "tpot_p95_ms": float(np.quantile(self.tpot_s, 0.95)) * 1e3,
+            "ttft_p50_ms": float(np.quantile(self.ttft_s, 0.5)) * 1e3,
+            "tokens_per_s": self.tokens / self.wall_s,
+            "held_gb": held_gb,
+            "resident_gb_s_per_token": held_gb * self.wall_s / self.tokens,
+            "expert_replicas": float(np.mean(self.expert_replicas)),
+            "calls_per_token": self.remote_calls / self.tokens,
+        }
 
 
 @contextmanager
@@ -213,48 +226,46 @@ def main() -> None:
     parser.add_argument("--window", default="60s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--out", type=Path, help="a JSON file for every figure")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     prompts = read_prompts(args, args.streams + args.requests)
     results = {policy: Figures() for policy in args.policies}
-    for _ in range(args.rounds):
-        for policy in args.policies:
+    for done in range(args.rounds):
+        # Each is first in turn: what else the machine does changes slowly.
+        for policy in (
+            args.policies[done % len(args.policies) :] + args.policies[: done % len(args.policies)]
+        ):
             run_round(policy, args, prompts, results[policy])
+        if args.out is not None:
+            raw = {policy: asdict(figures) for policy, figures in results.items()}
+            args.out.write_text(json.dumps(raw, indent=1) + "\n")
+    report(results)
+
+
+def report(results: dict[str, Figures]) -> None:
+    """A line for each contender, and what the policies change."""
     print(
         f"{'policy':<9}{'TPOT p50':>10}{'p95':>9}{'TTFT p50':>10}{'tok/s':>8}{'held GB':>9}"
         f"{'GB·s/token':>12}{'expert replicas':>17}{'calls/token':>13}"
     )
-    summary: dict[str, dict[str, float]] = {}
-    for policy, figures in results.items():
-        one = summary[policy] = {
-            "tpot_p50_ms": float(np.quantile(figures.tpot_s, 0.5)) * 1e3,
-            "tpot_p95_ms": float(np.quantile(figures.tpot_s, 0.95)) * 1e3,
-            "ttft_p50_ms": float(np.quantile(figures.ttft_s, 0.5)) * 1e3,
-            "tokens_per_s": figures.tokens / figures.wall_s,
-            "held_gb": float(np.mean(figures.held_gb)),
-            "resident_gb_s_per_token": float(np.mean(figures.held_gb))
-            * figures.wall_s
-            / figures.tokens,
-            "expert_replicas": float(np.mean(figures.expert_replicas)),
-            "calls_per_token": figures.remote_calls / figures.tokens,
-        }
+    summary = {policy: figures.summary() for policy, figures in results.items()}
+    for policy, one in summary.items():
         print(
             f"{policy:<9}{one['tpot_p50_ms']:7.1f} ms{one['tpot_p95_ms']:6.1f} ms"
             f"{one['ttft_p50_ms']:7.0f} ms{one['tokens_per_s']:8.1f}{one['held_gb']:9.2f}"
             f"{one['resident_gb_s_per_token']:12.4f}{one['expert_replicas']:17.1f}"
             f"{one['calls_per_token']:13.2f}"
         )
-    if "fixed" in summary:
-        for policy in args.policies:
-            if policy != "fixed":
-                tpot, cost = (
-                    summary[policy][name] / summary["fixed"][name] - 1
-                    for name in ("tpot_p95_ms", "resident_gb_s_per_token")
-                )
-                print(f"{policy}: p95 TPOT {tpot:+.1%}, resident cost a token {cost:+.1%}")
-    if args.out is not None:
-        args.out.write_text(json.dumps(summary, indent=2) + "\n")
+    for policy, one in summary.items():
+        if policy != "fixed" and "fixed" in summary:
+            median, tail, cost = (
+                one[name] / summary["fixed"][name] - 1
+                for name in ("tpot_p50_ms", "tpot_p95_ms", "resident_gb_s_per_token")
+            )
+            print(
+                f"{policy}: TPOT p50 {median:+.1%}, p95 {tail:+.1%}, resident a token {cost:+.1%}"
+            )
 
 
 if __name__ == "__main__":

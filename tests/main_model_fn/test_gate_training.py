@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from main_model_fn.gate_recording import model_gates, record_gate_inputs
-from main_model_fn.gate_training import make_gate_copies
+from main_model_fn.gate_training import _misplaced, make_gate_copies
 from remoe.errors import CheckpointError
 from remoe.moeless.gates import GateCopies
 from remoe.moeless.prediction_quality import overlap
@@ -128,3 +131,16 @@ def test_weak_copies_are_fine_tuned_and_accurate_ones_left_alone(tmp_path: Path)
     copies = make_gate_copies(alike, tmp_path / "plain", distances=[1])
     assert not any(row.tuned for row in copies.facts.quality)
     assert np.array_equal(copies.weight(2, 1), alike.gates[1].astype(np.float16))
+
+
+@given(st.integers(2, 6).flatmap(lambda e: st.tuples(st.just(e), st.integers(1, e - 1))), st.data())
+def test_the_order_learned_is_of_each_chosen_expert_before_each_other(
+    size: tuple[int, int], data: st.DataObject
+) -> None:
+    experts, top_k = size
+    order = data.draw(st.permutations(range(experts)))
+    logits = torch.tensor(data.draw(st.lists(st.floats(-9, 9), min_size=experts, max_size=experts)))
+    chosen, others = order[:top_k], order[top_k:]
+    pairs = [math.log1p(math.exp(logits[o] - logits[c])) for c in chosen for o in others]
+    loss = _misplaced(logits[None], torch.tensor([chosen]))
+    assert loss.item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-4, abs=1e-6)
