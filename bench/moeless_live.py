@@ -2,7 +2,8 @@
 
     python bench/moeless_live.py --model-dir DIR --prompts ../shared/data/prompts.jsonl
 
-Each contender is a platform of its own on this machine, one after another, in turns: `fixed` is the
+Each contender is a platform of its own on this machine. All are up, and asked in turns, so that
+what else the machine does is the same for all of them; those that wait compute nothing. `fixed` is the
 `remoe` policy with one replica of every expert function kept up, `moeless` and `joint` are the
 policies, and `inside` is a platform without remote experts, which is what the policies may end at
 under load. After a warm-up, which is also when the policies see the load, streams run side by side,
@@ -26,7 +27,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class Figures:
     remote_calls: int = 0
     tokens: int = 0
     wall_s: float = 0.0
+    turns_s: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         held_gb = float(np.mean(self.held_gb))
@@ -180,26 +182,25 @@ def watch(control: Path, figures: Figures, done: threading.Event) -> None:
         figures.expert_replicas.append(experts)
 
 
-def run_round(policy: str, args: argparse.Namespace, prompts: list[str], into: Figures) -> None:
-    with (
-        platform(policy, args) as (url, control),
-        concurrent.futures.ThreadPoolExecutor(args.streams) as pool,
-    ):
-        warm = [pool.submit(ask, url, prompt, args.tokens) for prompt in prompts[: args.streams]]
-        for one in warm:
-            one.result()
-        time.sleep(1)
-        done = threading.Event()
-        watcher = threading.Thread(target=watch, args=(control, into, done))
+@dataclass(frozen=True)
+class Contender:
+    url: str
+    control: Path
+    figures: Figures = field(default_factory=Figures)
+
+    def turn(self, pool: concurrent.futures.Executor, prompts: list[str], tokens: int) -> None:
+        """As many streams as the pool has threads, until all prompts are answered."""
+        into, done = self.figures, threading.Event()
+        watcher = threading.Thread(target=watch, args=(self.control, into, done))
         watcher.start()
         began = time.monotonic()
-        asked = prompts[args.streams :]
-        for receipt in pool.map(lambda prompt: ask(url, prompt, args.tokens), asked):
+        for receipt in pool.map(lambda prompt: ask(self.url, prompt, tokens), prompts):
             into.tpot_s.append(float(receipt["tpot_ms"]) / 1e3)  # type: ignore[arg-type]
             into.ttft_s.append(float(receipt["ttft_ms"]) / 1e3)  # type: ignore[arg-type]
             into.remote_calls += int(receipt["remote_calls"])  # type: ignore[call-overload]
-            into.tokens += args.tokens
+            into.tokens += tokens
         into.wall_s += time.monotonic() - began
+        into.turns_s.append(time.monotonic() - began)
         done.set()
         watcher.join()
 
@@ -219,9 +220,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help="JSON lines with a `prompt` or `text` each")
     parser.add_argument("--policies", nargs="+", choices=[*_POLICIES], default=[*_POLICIES])
     parser.add_argument("--streams", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=24, help="measured, in each round")
+    parser.add_argument("--requests", type=int, default=16, help="measured, in each turn")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each contender")
     parser.add_argument("--remote-ratio", type=float, default=0.5)
     parser.add_argument("--window", default="60s")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -230,17 +231,23 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     prompts = read_prompts(args, args.streams + args.requests)
-    results = {policy: Figures() for policy in args.policies}
-    for done in range(args.rounds):
-        # Each is first in turn: what else the machine does changes slowly.
-        for policy in (
-            args.policies[done % len(args.policies) :] + args.policies[: done % len(args.policies)]
-        ):
-            run_round(policy, args, prompts, results[policy])
-        if args.out is not None:
-            raw = {policy: asdict(figures) for policy, figures in results.items()}
-            args.out.write_text(json.dumps(raw, indent=1) + "\n")
-    report(results)
+    with ExitStack() as running, concurrent.futures.ThreadPoolExecutor(args.streams) as pool:
+        contenders = {
+            policy: Contender(*running.enter_context(platform(policy, args)))
+            for policy in args.policies
+        }
+        for one in contenders.values():
+            list(pool.map(lambda p, url=one.url: ask(url, p, args.tokens), prompts[: args.streams]))
+        for number in range(args.rounds):
+            # Each is first in turn.
+            for place in range(len(contenders)):
+                policy = args.policies[(number + place) % len(contenders)]
+                contenders[policy].turn(pool, prompts[args.streams :], args.tokens)
+            results = {policy: one.figures for policy, one in contenders.items()}
+            if args.out is not None:
+                raw = {policy: asdict(figures) for policy, figures in results.items()}
+                args.out.write_text(json.dumps(raw, indent=1) + "\n")
+        report(results)
 
 
 def report(results: dict[str, Figures]) -> None:
