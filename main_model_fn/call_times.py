@@ -19,7 +19,7 @@ import numpy as np
 from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import RemoeError
-from remoe.expert_call import ExpertCall
+from remoe.expert_call import TOKEN_VARIABLE, ExpertCall
 from remoe.hardware import CallTimes, Spread
 from remoe.logs import configure_logging
 from remoe.topology import Topology
@@ -48,16 +48,17 @@ def expert_call(checkpoint: Checkpoint, layer: int, rows: int) -> ExpertCall:
     )
 
 
-def measure_calls(topology: Topology, *, calls: int = 400) -> CallTimes:
+def measure_calls(topology: Topology, *, calls: int = 400, token: str = "") -> CallTimes:
     """Call the function of the first MoE layer with one row and with many, in turns.
 
-    The first calls wake and warm it and are not counted. Raises ExpertUnavailableError.
+    The first calls wake and warm it and are not counted; `token` is what the function asks for, if
+    it does. Raises ExpertUnavailableError.
     """
     checkpoint = Checkpoint.open(Path(topology.model_dir))
     layer = checkpoint.moe_layers[0]
     took: dict[int, list[float]] = {1: [], _MANY_ROWS: []}
     # Not hedged: a second call would be measured with the first.
-    transport = HttpTransport(topology, timeout_s=_TIMEOUT_S, hedge_floor_s=_TIMEOUT_S)
+    transport = HttpTransport(topology, timeout_s=_TIMEOUT_S, hedge_floor_s=_TIMEOUT_S, token=token)
     try:
         for index in range(calls + _WARM_UP_CALLS):
             for rows in (1, _MANY_ROWS) if index % 4 == 0 else (1,):
@@ -91,7 +92,8 @@ def main() -> None:
             first, *others = topology.experts
             first = msgspec.structs.replace(first, url=given.url)
             topology = msgspec.structs.replace(topology, experts=[first, *others])
-        times = measure_calls(topology, calls=given.calls)
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        times = measure_calls(topology, calls=given.calls, token=token)
     except RemoeError as error:
         sys.exit(error.message)
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(times), indent=2).decode() + "\n")
