@@ -1,6 +1,8 @@
-"""Where a pod finds the model: baked into the image, on a claim, in a node's cache, or the hub.
+"""Where a pod finds the model: baked into the image, on a claim, in a node's folder, or the hub.
 
 A source is written `image:/path`, `claim:NAME[/folder]`, `node:/path` or `hub:owner/name[@revision]`.
+A claim may be a cache that is filled from elsewhere; on a local PersistentVolume it is its node's.
+Knative lets pods only read a node's folder.
 Every function maps the files, so that pages it never touches cost nothing, wherever they lie.
 """
 
@@ -15,7 +17,8 @@ from remoe.errors import SettingsError
 
 __all__ = ["MODEL_DIR", "Weights", "parse_weights"]
 
-MODEL_DIR = "/models/model"
+_MODELS = "/models"
+MODEL_DIR = f"{_MODELS}/model"
 _VOLUME = "model"
 _SOURCE = "/source"
 _CLAIM = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?)(/[^/].*)?")
@@ -27,10 +30,8 @@ _FEATURE = "kubernetes.podspec-"
 class Weights:
     """A pod's volumes and mounts for the model, and the feature flags that Knative needs for them.
 
-    `model_dir` is the folder inside the container. A `loader` source is downloaded by an init
-    container into the volume, or
-    copied from `loader_mounts`; `restricted` says whether the Pod Security Standard of that name
-    lets the volume be.
+    `model_dir` is the folder inside the container. A `loader_source` is downloaded by an init
+    container into the volume, or copied from `loader_mounts`.
     """
 
     model_dir: str
@@ -39,7 +40,6 @@ class Weights:
     loader_source: str | None = None
     loader_mounts: tuple[Object, ...] = ()
     flags: tuple[str, ...] = ()
-    restricted: bool = True
 
     def init_containers(self, image: str, digest: str, *, memory_mib: int) -> tuple[Json, ...]:
         """What fills the volume before the function starts; nothing if it is full already."""
@@ -54,7 +54,7 @@ class Weights:
             "env": [{"name": "HF_HOME", "value": "/tmp/hub"}],  # noqa: S108  # the pod's own
             "resources": {"requests": {**resources, "cpu": "50m"}, "limits": resources},
             "volumeMounts": [
-                {"name": _VOLUME, "mountPath": str(PurePosixPath(self.model_dir).parent)},
+                {"name": _VOLUME, "mountPath": _MODELS},
                 {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
                 *self.loader_mounts,
             ],
@@ -64,10 +64,17 @@ class Weights:
 
 
 def parse_weights(source: str, *, cached_from: str | None = None) -> Weights:
-    """Read a source; `cached_from` is what fills a node's cache. Raises SettingsError."""
+    """Read a source; `cached_from` is what fills a claim's folder. Raises SettingsError."""
     kind, _, where = source.partition(":")
-    if kind != "node" and cached_from is not None:
-        raise SettingsError("only a node's cache is filled from elsewhere: use node:/path")
+    if cached_from is not None:
+        match = _CLAIM.fullmatch(where) if kind == "claim" else None
+        if match is None or match[3] is None:
+            raise SettingsError(
+                f"weights {source!r} cannot be filled from elsewhere: write claim:NAME/folder, on "
+                "a local PersistentVolume for a cache of the node (Knative lets pods only read a "
+                "node's own folder)"
+            )
+        return _cached_claim(match[1], match[3].strip("/"), cached_from)
     if kind == "image" and where.startswith("/"):
         return Weights(model_dir=where)
     if kind == "claim" and (match := _CLAIM.fullmatch(where)):
@@ -82,12 +89,12 @@ def parse_weights(source: str, *, cached_from: str | None = None) -> Weights:
             flags=(_FEATURE + "persistent-volume-claim",),
         )
     if kind == "node" and where.startswith("/"):
-        return _node_cache(where, cached_from)
+        return _node_folder(where)
     if kind == "hub" and _HUB.fullmatch(where):
         return Weights(
             model_dir=MODEL_DIR,
             volumes=({"name": _VOLUME, "emptyDir": {}},),
-            mounts=({"name": _VOLUME, "mountPath": "/models", "readOnly": True},),
+            mounts=({"name": _VOLUME, "mountPath": _MODELS, "readOnly": True},),
             loader_source=f"hub:{where}",
             flags=(_FEATURE + "init-containers",),
         )
@@ -97,34 +104,38 @@ def parse_weights(source: str, *, cached_from: str | None = None) -> Weights:
     )
 
 
-def _node_cache(path: str, cached_from: str | None) -> Weights:
+def _node_folder(path: str) -> Weights:
     folder = PurePosixPath(path)
     if folder.parent == folder.parent.parent or ".." in folder.parts:
         raise SettingsError(
             f"node:{path}: name a folder below the root's own, such as /var/models/m"
         )
-    flags = [_FEATURE + "volumes-hostpath"]
-    host_path: Json = {"path": str(folder.parent), "type": "DirectoryOrCreate"}
-    volumes: list[Object] = [{"name": _VOLUME, "hostPath": host_path}]
-    source: str | None = None
-    loader_mounts: tuple[Object, ...] = ()
-    if cached_from is not None:
-        origin = parse_weights(cached_from)
-        if not origin.restricted:
-            raise SettingsError("a node's cache cannot be filled from a node")
-        flags += [*origin.flags, _FEATURE + "init-containers"]
-        source = origin.loader_source or (_SOURCE if origin.volumes else origin.model_dir)
-        if origin.volumes and origin.loader_source is None:
-            volumes += [{**volume, "name": "source"} for volume in origin.volumes]
-            loader_mounts = tuple(
-                {**mount, "name": "source", "mountPath": _SOURCE} for mount in origin.mounts
-            )
     return Weights(
-        model_dir=f"/models/{folder.name}",
+        model_dir=MODEL_DIR,
+        volumes=({"name": _VOLUME, "hostPath": {"path": path, "type": "Directory"}},),
+        mounts=({"name": _VOLUME, "mountPath": MODEL_DIR, "readOnly": True},),
+        flags=(_FEATURE + "volumes-hostpath",),
+    )
+
+
+def _cached_claim(name: str, folder: str, cached_from: str) -> Weights:
+    """The function reads the claim's folder, which its loader puts there whole."""
+    origin = parse_weights(cached_from)
+    source = origin.loader_source or (_SOURCE if origin.volumes else origin.model_dir)
+    volumes: list[Object] = [{"name": _VOLUME, "persistentVolumeClaim": {"claimName": name}}]
+    loader_mounts: tuple[Object, ...] = ()
+    if origin.loader_source is None:
+        volumes += [{**volume, "name": "source"} for volume in origin.volumes]
+        loader_mounts = tuple(
+            {**mount, "name": "source", "mountPath": _SOURCE} for mount in origin.mounts
+        )
+    own = ("persistent-volume-claim", "persistent-volume-write", "init-containers")
+    flags = [*(_FEATURE + flag for flag in own), *origin.flags]
+    return Weights(
+        model_dir=f"{_MODELS}/{folder}",
         volumes=tuple(volumes),
-        mounts=({"name": _VOLUME, "mountPath": "/models", "readOnly": True},),
+        mounts=({"name": _VOLUME, "mountPath": _MODELS, "readOnly": True},),
         loader_source=source,
         loader_mounts=loader_mounts,
         flags=tuple(dict.fromkeys(flags)),
-        restricted=False,
     )

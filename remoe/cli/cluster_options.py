@@ -79,7 +79,7 @@ def describe(
         ),
     ] = "claim:remoe-models",
     cached_from: Annotated[
-        str | None, typer.Option(help="What fills node:/path where it is empty.")
+        str | None, typer.Option(help="What fills claim:NAME/folder where it is empty.")
     ] = None,
     prompt_tokens: Annotated[
         int, typer.Option(help="A usual prompt's length, to plan for.", min=1)
@@ -206,8 +206,11 @@ def describe(
     )
     options, plan = _planned(options, wanted, ratio_rule, prompt_tokens, output_tokens)
     claims = [name for name in (history_claim,) if name]
-    if weights.startswith("claim:"):
-        claims.append(weights.removeprefix("claim:").partition("/")[0])
+    claims += [
+        source.removeprefix("claim:").partition("/")[0]
+        for source in (weights, cached_from or "")
+        if source.startswith("claim:")
+    ]
     return Described(
         render(default_deployment(options), cluster),
         cluster.flags,
@@ -216,7 +219,7 @@ def describe(
         output_tokens,
         gpus,
         gpu_resource,
-        tuple(claims),
+        tuple(dict.fromkeys(claims)),
     )
 
 

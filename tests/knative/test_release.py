@@ -54,8 +54,9 @@ WEIGHTS = [
     {"weights": "claim:models/tiny"},
     {"weights": "hub:owner/name@main"},
     {"weights": "node:/var/models/tiny"},
-    {"weights": "node:/var/models/tiny", "cached_from": "claim:models/tiny"},
-    {"weights": "node:/var/models/tiny", "cached_from": "hub:owner/name"},
+    {"weights": "claim:cache/tiny", "cached_from": "claim:models/tiny"},
+    {"weights": "claim:cache/tiny", "cached_from": "hub:owner/name"},
+    {"weights": "claim:cache/tiny", "cached_from": "node:/var/models/tiny"},
 ]
 
 
@@ -265,16 +266,32 @@ def test_a_bad_source_of_weights_is_refused(source: str) -> None:
         parse_weights(source)
 
 
-def test_only_a_nodes_cache_is_filled_from_elsewhere() -> None:
-    with pytest.raises(SettingsError, match="node's cache"):
-        parse_weights("image:/m", cached_from="hub:a/b")
-    with pytest.raises(SettingsError, match="from a node"):
-        parse_weights("node:/a/b", cached_from="node:/c/d")
-    assert parse_weights("node:/a/b", cached_from="claim:c/m").flags == (
-        "kubernetes.podspec-volumes-hostpath",
+def test_only_a_claims_folder_is_filled_from_elsewhere() -> None:
+    for source in ("image:/m", "node:/a/b", "hub:a/b", "claim:cache"):
+        with pytest.raises(SettingsError, match="write claim:NAME/folder"):
+            parse_weights(source, cached_from="hub:a/b")
+    assert parse_weights("claim:cache/m", cached_from="node:/c/d").flags == (
         "kubernetes.podspec-persistent-volume-claim",
+        "kubernetes.podspec-persistent-volume-write",
         "kubernetes.podspec-init-containers",
+        "kubernetes.podspec-volumes-hostpath",
     )
+
+
+@pytest.mark.parametrize("options", WEIGHTS, ids=str)
+def test_mounts_are_what_knatives_webhook_takes(
+    tiny_model_dir: Path, options: dict[str, Any]
+) -> None:
+    """Only an emptyDir or a claim that is not read-only may be mounted to be written to."""
+    for service in released(tiny_model_dir, **options).services:
+        spec = template(service)
+        volumes = {one["name"]: one for one in spec["volumes"]}
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            for mount in container["volumeMounts"]:
+                volume = volumes[mount["name"]]
+                claim = volume.get("persistentVolumeClaim", {"readOnly": True})
+                writable = "emptyDir" in volume or not claim.get("readOnly", False)
+                assert mount.get("readOnly", False) or writable
 
 
 @given(st.integers(1, 10**6))

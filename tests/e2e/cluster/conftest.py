@@ -12,7 +12,7 @@ import pytest
 
 from remoe.cli.model import built_model
 from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, PROMPTS, answer
-from tests.e2e.cluster.kubernetes import Cluster, Flags, empty_namespace
+from tests.e2e.cluster.kubernetes import Cluster, Flags, claim_on, empty_namespace
 from tests.e2e.platform import Platform
 
 NAMESPACE = os.environ.get("REMOE_E2E_NAMESPACE", "remoe-e2e")
@@ -79,9 +79,7 @@ def cluster(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with Flags(bare) as flags:
         flags.set("config-features", "kubernetes.podspec-persistent-volume-claim", "enabled")
         flags.set("config-autoscaler", "allow-zero-initial-scale", "true")
-        with empty_namespace(
-            bare, claim=CLAIM, model_dir=model_dir, enforce="restricted"
-        ) as cluster:
+        with empty_namespace(bare, claim_on(NAMESPACE, CLAIM, model_dir.parent)) as cluster:
             yield cluster
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import openai
 
-__all__ = ["Cluster", "Flags", "Json", "empty_namespace"]
+__all__ = ["Cluster", "Flags", "Json", "claim_on", "empty_namespace"]
 
 Json = dict[str, Any]
 _SERVICE_LABEL = "serving.knative.dev/service"
@@ -166,28 +166,14 @@ class Flags:
 _JSON = ("-n", "knative-serving", "-o", "json")
 
 
-@contextmanager
-def empty_namespace(
-    cluster: Cluster, *, claim: str, model_dir: Path, enforce: str
-) -> Iterator[Cluster]:
-    """The cluster's namespace, new, holding pods to a standard, with a claim on the models."""
-    name, volume = cluster.namespace, f"{cluster.namespace}-models"
-    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait")
-    cluster.kubectl("delete", "pv", volume, "--ignore-not-found", "--wait")
-    shared: Json = {
-        "accessModes": ["ReadOnlyMany"],
-        "storageClassName": "",
-    }
+def claim_on(
+    namespace: str, claim: str, folder: str | Path, *, mode: str = "ReadOnlyMany"
+) -> list[Json]:
+    """A claim bound to a folder of the (one) node, and the volume that it is bound to."""
+    volume = f"{namespace}-{claim}"
     size = {"storage": "10Gi"}
-    objects: list[Json] = [
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {
-                "name": name,
-                "labels": {"pod-security.kubernetes.io/enforce": enforce},
-            },
-        },
+    shared: Json = {"accessModes": [mode], "storageClassName": ""}
+    return [
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -195,17 +181,31 @@ def empty_namespace(
             "spec": {
                 **shared,
                 "capacity": size,
-                "hostPath": {"path": str(model_dir.parent)},
-                "claimRef": {"namespace": name, "name": claim},
+                "hostPath": {"path": str(folder)},
+                "claimRef": {"namespace": namespace, "name": claim},
             },
         },
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": claim, "namespace": name},
+            "metadata": {"name": claim, "namespace": namespace},
             "spec": {**shared, "volumeName": volume, "resources": {"requests": size}},
         },
     ]
+
+
+@contextmanager
+def empty_namespace(
+    cluster: Cluster, *claims: list[Json], enforce: str = "restricted"
+) -> Iterator[Cluster]:
+    """The cluster's namespace, new, holding pods to a standard, with claims of `claim_on`."""
+    name = cluster.namespace
+    labels = {"pod-security.kubernetes.io/enforce": enforce}
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    objects = [space, *(one for some in claims for one in some)]
+    volumes = [one["metadata"]["name"] for one in objects if one["kind"] == "PersistentVolume"]
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait")
+    cluster.kubectl("delete", "pv", *volumes, "--ignore-not-found", "--wait")
     everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     # The server checks them; kubectl's own check fetches a schema that takes seconds to make.
     cluster.kubectl("apply", "--validate=false", "-f", "-", stdin=everything)
@@ -213,4 +213,4 @@ def empty_namespace(
         yield cluster
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
-        cluster.kubectl("delete", "pv", volume, "--wait=false")
+        cluster.kubectl("delete", "pv", *volumes, "--wait=false")

@@ -13,7 +13,7 @@ from tests.e2e.cluster.conftest import CLAIM, Options
 from tests.e2e.cluster.kubernetes import Cluster, Flags
 
 _POD = "kubernetes.podspec-"
-_FROM_NODE = ("--weights", "node:/var/tmp/models/m", "--cached-from", f"claim:{CLAIM}")
+_CACHED = ("--weights", f"claim:{CLAIM}/model", "--cached-from", "node:/var/tmp/models/m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ FLAGS = (
         "enabled",
         options=("--history-claim", CLAIM),
     ),
-    Flag("config-features", _POD + "volumes-hostpath", "enabled", options=_FROM_NODE),
-    Flag("config-features", _POD + "init-containers", "enabled", options=_FROM_NODE),
+    Flag("config-features", _POD + "volumes-hostpath", "enabled", options=_CACHED),
+    Flag("config-features", _POD + "init-containers", "enabled", options=_CACHED),
     Flag("config-autoscaler", "allow-zero-initial-scale", "true"),
     Flag("config-autoscaler", "enable-scale-to-zero", "true", "false"),
     Flag("config-defaults", "max-revision-timeout-seconds", "600", "300"),

@@ -1,4 +1,7 @@
-"""A node's cache of the weights, filled by an init container, and wiped while an answer runs."""
+"""A node's cache of the weights, filled by an init container, and wiped while an answer runs.
+
+The cache is a claim on a volume that is a folder of the node.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,27 @@ import pytest
 from remoe.checkpoint import Checkpoint
 from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, asked
 from tests.e2e.cluster.conftest import CLAIM, NAMESPACE, WINDOW_S, Options, Record
-from tests.e2e.cluster.kubernetes import Cluster, Flags, empty_namespace
+from tests.e2e.cluster.kubernetes import Cluster, Flags, claim_on, empty_namespace
 
-CACHE = "/var/tmp/remoe-e2e"  # noqa: S108  # a folder of the node
+CACHE = "remoe-cache"
+_FOLDER = "/var/tmp/remoe-e2e"  # noqa: S108  # the node's
 _MODEL = "model"
 _HELPER = "on-the-node"
 
 
 @pytest.fixture(scope="module")
 def node_cluster(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A namespace whose pods may use their node's folders, with a pod that does."""
+    """A namespace with claims on models and cache, and a pod that may do what it likes there."""
     bare = Cluster(f"{NAMESPACE}-node", tmp_path_factory.mktemp("node-home"))
     with Flags(bare) as flags:
-        for name in ("persistent-volume-claim", "volumes-hostpath", "init-containers"):
+        for name in ("persistent-volume-claim", "persistent-volume-write", "init-containers"):
             flags.set("config-features", f"kubernetes.podspec-{name}", "enabled")
         flags.set("config-autoscaler", "allow-zero-initial-scale", "true")
+        name = bare.namespace
+        models = claim_on(name, CLAIM, model_dir.parent)
+        cache = claim_on(name, CACHE, _FOLDER, mode="ReadWriteMany")
         with (
-            empty_namespace(
-                bare, claim=CLAIM, model_dir=model_dir, enforce="privileged"
-            ) as cluster,
+            empty_namespace(bare, models, cache, enforce="privileged") as cluster,
             helper_pod(cluster),
         ):
             yield cluster
@@ -47,7 +52,7 @@ def helper_pod(cluster: Cluster) -> Iterator[None]:
         "spec": {
             "terminationGracePeriodSeconds": 0,
             "volumes": [
-                {"name": "cache", "hostPath": {"path": CACHE, "type": "DirectoryOrCreate"}}
+                {"name": "cache", "hostPath": {"path": _FOLDER, "type": "DirectoryOrCreate"}}
             ],
             "containers": [
                 {
@@ -88,10 +93,10 @@ def digest(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
-def options_of_a_node(model_dir: Path) -> Options:
+def cached_options(model_dir: Path) -> Options:
     return (
         str(model_dir),
-        *("--weights", f"node:{CACHE}/{_MODEL}"),
+        *("--weights", f"claim:{CACHE}/{_MODEL}"),
         *("--cached-from", f"claim:{CLAIM}/{model_dir.name}"),
         *("--window", f"{WINDOW_S}s", "--cpu-request", "0.025"),
     )
@@ -99,13 +104,13 @@ def options_of_a_node(model_dir: Path) -> Options:
 
 def test_a_nodes_cache_wiped_in_mid_answer_changes_nothing(
     node_cluster: Cluster,
-    options_of_a_node: Options,
+    cached_options: Options,
     model_dir: Path,
     local_answers: dict[str, str],
     record: Record,
 ) -> None:
     cluster, right = node_cluster, Checkpoint.open(model_dir).digest
-    cluster.remoe("deploy", *options_of_a_node)
+    cluster.remoe("deploy", *cached_options)
     assert digest(cluster) == right
     before = asked(cluster, LONG_PROMPT, tokens=LONG_TOKENS)  # all are awake
     assert before.text == local_answers[LONG_PROMPT]
