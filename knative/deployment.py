@@ -259,6 +259,7 @@ def _experts(
             **common,
             "REMOE_EXPERT_FIRST_LAYER": str(first),
             "REMOE_EXPERT_LAST_LAYER": str(last),
+            "REMOE_EXPERT_THREADS": str(_expert_cpu(options)),
         },
         timeout_s=60,
         cpu=_expert_cpu(options),

@@ -41,6 +41,15 @@ def test_functions_cover_every_layer_once(options: DeploymentOptions) -> None:
     assert deployment.experts[1].env["REMOE_EXPERT_LAST_LAYER"] == "2"
 
 
+def test_an_expert_function_computes_on_the_cores_it_is_given(tiny_model_dir: Path) -> None:
+    for threads, cores in ((1, 1), (2, 1), (9, 4)):
+        deployment = default_deployment(
+            DeploymentOptions(model_dir=tiny_model_dir, threads=threads)
+        )
+        for spec in deployment.experts:
+            assert (spec.env["REMOE_EXPERT_THREADS"], spec.cpu) == (str(cores), cores)
+
+
 def test_dense_layers_need_no_function_and_no_memory_for_experts(tmp_path: Path) -> None:
     model_dir = build_tiny_family(tmp_path, "qwen3_moe", layers=7)  # experts in layers 1, 3 and 5
     options = DeploymentOptions(model_dir=model_dir, threads=2, layers_per_function=2)
