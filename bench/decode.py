@@ -228,6 +228,8 @@ def expert_functions(checkpoint: object, model_dir: Path) -> Iterator[object]:
             "REMOE_TOPOLOGY": str(path),
             "REMOE_EXPERT_FIRST_LAYER": "0",
             "REMOE_EXPERT_LAST_LAYER": str(layers - 1),
+            # Both on all processors: either computes while the other waits, or leaves it half.
+            "REMOE_EXPERT_THREADS": str(len(os.sched_getaffinity(0))),
         }
         function = subprocess.Popen([sys.executable, "-m", "expert_fn"], env=env)
         try:

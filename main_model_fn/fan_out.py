@@ -83,22 +83,33 @@ class FanOut:
         return self._transport.beside
 
     def send(
-        self, batch: Batch, routes: dict[int, Route], *, deadline_s: float | None = None
+        self,
+        batch: Batch,
+        routes: dict[int, Route],
+        *,
+        deadline_s: float | None = None,
+        busy: bool = False,
     ) -> list[SentCall]:
         """Send the batch's rows where `routes`, by expert, says.
 
         One call; more where the function has replicas and enough to do, or where the payload limit
-        asks for it. `deadline_s` is how long from now an answer is of use.
+        asks for it. `deadline_s` is how long from now an answer is of use; `busy` says that the
+        caller computes too before it reads the replies.
         """
         dtype = _ROW_DTYPE[batch.hidden.dtype]
         return [
-            self._send(self._gather(batch, rows, part), dtype, part, deadline_s)
+            self._send(self._gather(batch, rows, part), dtype, part, deadline_s, busy=busy)
             for share in self._shares(routes)
             for rows, part in self._within_payload(batch, share)
         ]
 
     def send_gathered(
-        self, rows: CallRows, dtype: torch.dtype, *, deadline_s: float | None = None
+        self,
+        rows: CallRows,
+        dtype: torch.dtype,
+        *,
+        deadline_s: float | None = None,
+        busy: bool = False,
     ) -> SentCall | None:
         """The same of rows that are gathered already; None if one call may not be what they need."""
         size_bytes = max(
@@ -108,7 +119,7 @@ class FanOut:
         room = self._payload_limit_bytes - _ENVELOPE_BYTES - len(rows.experts) * _EXPERT_BYTES
         if rows.offsets[-1] >= SPLIT_FROM_ROUTES or size_bytes > room:
             return None
-        return self._send(rows, _ROW_DTYPE[dtype], None, deadline_s)
+        return self._send(rows, _ROW_DTYPE[dtype], None, deadline_s, busy=busy)
 
     def _send(
         self,
@@ -116,6 +127,8 @@ class FanOut:
         dtype: RowDtype,
         routes: dict[int, Route] | None,
         deadline_s: float | None,
+        *,
+        busy: bool,
     ) -> SentCall:
         call = ExpertCall(
             model_digest=self._model_digest,
@@ -127,6 +140,7 @@ class FanOut:
             offsets=rows.offsets,
             row_index=rows.row_index,
             gate=rows.gate,
+            beside=busy and self._transport.beside,
         )
         trace = self._meter.trace
         if trace is None:

@@ -91,9 +91,16 @@ class Stop:
             gate=bytes(self._gate[: 4 * routes]),
         )
 
+    @property
+    def some_here(self) -> bool:
+        """Whether any chosen expert is here."""
+        elsewhere: int = self._elsewhere.routes
+        rows: int = self._step.rows
+        return elsewhere < rows * self._held.top_k
+
     def compute_here(self) -> None:
         """Add the outputs of the experts that are here."""
-        if self._elsewhere.routes < self._step.rows * self._held.top_k:
+        if self.some_here:
             self._pool.decode_here(self._step)
 
     def add(self, partial: bytes) -> None:

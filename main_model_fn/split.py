@@ -72,7 +72,8 @@ class LayerExperts:
         if remote := sorted(batch.experts - residents.experts):
             routes = {expert: batch.routes[expert] for expert in remote}
             deadline_s = self._meter.remaining_s(time.monotonic())
-            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s)
+            busy = len(remote) < len(batch.experts)
+            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s, busy=busy)
         total = self.local.new_sum(hidden)
         if len(remote) < len(batch.experts):
             residents.add(total, module, batch, beside=bool(remote) and self.beside)
@@ -90,11 +91,13 @@ class LayerExperts:
             stop.compute_here()
             return
         deadline_s = self._meter.remaining_s(time.monotonic())
-        call = self._fan_out.send_gathered(rows, stop.dtype, deadline_s=deadline_s)
+        call = self._fan_out.send_gathered(
+            rows, stop.dtype, deadline_s=deadline_s, busy=stop.some_here
+        )
         if call is None:
             batch = stop.batch()
             routes = {expert: batch.routes[expert] for expert in rows.experts}
-            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s)
+            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s, busy=stop.some_here)
             stop.compute_here()
             for part in sent:
                 self._add_remote(stop.total, module, batch, part)

@@ -55,7 +55,8 @@ class ExpertCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `hidden` is `dtype` [rows, hidden_size], little-endian, each token once. For the i-th of
     `experts`, entries `offsets[i]` to `offsets[i + 1]` of `row_index` (int32) and `gate` (float32)
-    say which rows go to it and with which gate weight.
+    say which rows go to it and with which gate weight. `beside` asks to leave half of this machine's
+    processors to the caller, which computes on them meanwhile.
     """
 
     model_digest: str
@@ -67,6 +68,7 @@ class ExpertCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     offsets: list[int]
     row_index: bytes
     gate: bytes
+    beside: bool = False
 
 
 class ExpertReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

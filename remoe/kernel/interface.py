@@ -22,6 +22,8 @@ KernelChoice = Literal["auto", "native", "numpy"]
 ReadExpert = Callable[[ExpertId], ExpertTensors]
 
 _log = logging.getLogger(__name__)
+# About 20 us: from one half of an expert to the other, not from call to call.
+_SPINS = 500
 
 
 class KernelUnavailableError(ValueError):
@@ -97,7 +99,7 @@ def open_kernel(
         kernel = NumpyKernel(read, activation=activation)
     else:
         try:
-            pool = NativePool(threads=threads, library=library)
+            pool = NativePool(threads=threads, spins=_SPINS, library=library)
             kernel = NativeKernel(read, pool, activation=activation)
         except KernelUnavailableError as error:
             if choice == "native":

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # As in native/kernel.h.
-_ABI = 7
+_ABI = 8
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 _CALLS = (

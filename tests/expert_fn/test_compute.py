@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from expert_fn.compute import ExpertComputer, RefusedCallError
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall
+from remoe.kernel.interface import open_kernel
 from remoe.kernel.numpy_kernel import silu
 from tests.calls import expert_call, sums
 from tests.tiny_families import build_tiny_family
@@ -67,6 +68,15 @@ def test_weighted_sums_equal_torchs(
         expected = torch_experts[layer](*map(torch.from_numpy, (hidden, chosen, gates)))
     got = sums(computer.compute(call), rows)
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_answer_is_the_same_on_half_of_the_threads(
+    checkpoint: Checkpoint, library: Path
+) -> None:
+    kernel = open_kernel(checkpoint.expert, "native", threads=4, library=library)
+    computer = ExpertComputer(checkpoint, first_layer=0, last_layer=0, kernel=kernel)
+    call = good_call(checkpoint)
+    assert computer.compute(msgspec.structs.replace(call, beside=True)) == computer.compute(call)
 
 
 def test_only_called_experts_are_read(checkpoint: Checkpoint) -> None:

@@ -160,6 +160,26 @@ def test_a_call_that_is_lost_or_too_large_changes_no_answer(
             assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_calls_say_whether_the_caller_computes_beside(
+    checkpoint: Checkpoint, pool: NativePool, beside: bool
+) -> None:
+    """Natively and by the modules: only on the same machine, and only if experts are here too."""
+    transport = InProcessTransport(checkpoint.model_dir)
+    transport.beside = beside
+    model, meter = load(checkpoint, pool, ((0, 1), (0, 1, 2, 3), ()), transport=transport)
+    for _ in range(2):
+        with serving(model, meter) as engine:
+            answers(engine)
+        said = {layer: {c.beside for c in transport.calls if c.layer == layer} for layer in (0, 1)}
+        # A lone token's two experts may both be elsewhere.
+        assert beside in said[0]
+        assert said[0] <= {False, beside}
+        assert said[1] == {False}
+        transport.calls.clear()
+        vars(model.base_model).pop("forward", None)
+
+
 def test_who_watches_sees_what_the_modules_show(checkpoint: Checkpoint, pool: NativePool) -> None:
     model, meter = load(checkpoint, pool, ((), (0, 3), (0, 1, 2, 3)))
     body = model.base_model

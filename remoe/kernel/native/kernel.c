@@ -313,6 +313,7 @@ static int forward(struct kernel *kernel, const struct call *call) {
     int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
     if (status != OK) return status;
     kernel->call = call;
+    atomic_store(&kernel->spared, (size_t)call->spared);
     kernel->segments = kernel->block_rows = 0;
     size_t group = kernel->variant->group_rows;
     for (int64_t e = 0; e < call->experts; e++) {
@@ -327,6 +328,7 @@ static int forward(struct kernel *kernel, const struct call *call) {
         }
     }
     flush(kernel);
+    atomic_store(&kernel->spared, 0);
     return OK;
 }
 
@@ -364,14 +366,10 @@ static int route(struct kernel *kernel, const struct routed *routed) {
     struct call call = {
         .hidden = routed->hidden, .inner = routed->inner, .activation = routed->activation,
         .alpha = routed->alpha, .limit = routed->limit, .experts = routed->experts,
-        .rows = routed->rows, .expert = routed->table, .offsets = offsets,
+        .rows = routed->rows, .spared = routed->spared, .expert = routed->table, .offsets = offsets,
         .row_index = row_index, .gate_weight = gate_weight, .input = routed->input,
         .output = routed->output};
-    if (offsets[routed->experts] == 0) return OK;
-    atomic_store(&kernel->spared, (size_t)routed->spared);
-    int status = forward(kernel, &call);
-    atomic_store(&kernel->spared, 0);
-    return status;
+    return offsets[routed->experts] > 0 ? forward(kernel, &call) : OK;
 }
 
 /* Room for `floats` numbers of each thread's own. */

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 7
+#define REMOE_KERNEL_ABI 8
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -33,6 +33,7 @@ struct call {
     int64_t hidden, inner, activation;
     float alpha, limit; /* of CLAMPED_SWIGLU */
     int64_t experts, rows;
+    int64_t spared; /* threads of the kernel that leave their processors to others */
     const struct expert *const *expert; /* [experts] */
     const int64_t *offsets;             /* [experts + 1] */
     const int32_t *row_index;           /* [offsets[experts]], each in 0 .. rows - 1 */
@@ -51,8 +52,7 @@ struct projection {
 };
 
 /* A layer's experts for rows as its router chose: row r goes to the experts index[r][..] with the
- * weights gate[r][..]. Experts that are NULL in the table are left to others, and so are as many
- * processors as threads are `spared`: one of this kernel's threads computes whatever is said. */
+ * weights gate[r][..]. Experts that are NULL in the table are left to others. */
 struct routed {
     int64_t hidden, inner, activation;
     float alpha, limit; /* of CLAMPED_SWIGLU */
