@@ -266,7 +266,7 @@ def _picture(accuracy: Series, builds: Series, searches: Series) -> Picture:
             [100 * float(row[4] or 0)],
             marker,
             color=colour,
-            label=str(row[0]).replace("as printed: ", ""),
+            label=str(row[0]).replace(" as printed:", ","),
         )
     logarithmic(axes[2], "x")
     label(axes[2], "ms a query", "% of the nearest 15 found", f"Searching {searches.rows[0][1]:,}")
