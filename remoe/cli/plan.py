@@ -119,6 +119,11 @@ def plan(
 
         for sentence in policy_sentences(policy, told.plan, topology, streams=streams):
             console.print(sentence)
+        if not told.plan.policies:
+            console.print(
+                "What each policy would take, and which the planner would choose, needs a hardware "
+                "profile; `remoe profile hardware` makes one."
+            )
     if html is not None:
         typer.echo(f"page: {html}")
 
