@@ -84,13 +84,13 @@ class Calibration:
         if len(self._open) > _KEPT_PLANS:
             self._open.popitem(last=False)
 
-    def observed(self, plan_id: str, ttft_s: float, tpot_s: float | None) -> None:
-        """Learn from a finished request; `ttft_s` is without cold starts."""
+    def observed(self, plan_id: str, ttft_s: float | None, tpot_s: float | None) -> None:
+        """Learn from a finished request; `ttft_s` is None if it waited for cold starts."""
         expected = self._open.pop(plan_id, None)
         if expected is None:
             return
         self._requests += 1
-        if ttft_s > 0 and expected[0] > 0:
+        if ttft_s and expected[0] > 0:
             self._prefill.add(ttft_s / expected[0])
         if tpot_s and expected[1]:
             self._decode.add(tpot_s / expected[1])

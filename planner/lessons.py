@@ -100,7 +100,9 @@ class Lessons:
         prefill, decode = check_observation(observation, self._model)
         steps = float(decode.sum(axis=1).max()) / self._model.top_k
         warm_ttft_s = max(0.0, observation.ttft_s - observation.cold_start_s)
-        self.calibration.observed(observation.plan_id, warm_ttft_s, observation.tpot_s)
+        # What remains of a cold request's TTFT is its functions' first work, not the model's.
+        usual_ttft_s = None if observation.cold_start_s > 0 else observation.ttft_s
+        self.calibration.observed(observation.plan_id, usual_ttft_s, observation.tpot_s)
         memories = [function.memory_gb for function in self._functions]
         self.learner.observe(
             FinishedRequest(
