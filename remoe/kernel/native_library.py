@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # As in native/kernel.h.
-_ABI = 8
+_ABI = 9
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 _CALLS = (
@@ -261,17 +261,23 @@ class NativePool:
 
         One at a time, and to be waited for; the call and all it names stay alive till then.
         """
+        self._library.remoe_aside_start(self._beside(), ctypes.byref(call))
+        return self.wait
+
+    def start_route(self, routed: Routed) -> None:
+        """Begin `route` on the same thread; `wait` for it before anything else is begun."""
+        self._library.remoe_aside_route(self._beside(), ctypes.byref(routed))
+
+    def wait(self) -> None:
+        """Wait for what was begun on the thread beside."""
+        self._checked(self._library.remoe_aside_wait(self._aside))
+
+    def _beside(self) -> int:
         if self._aside is None:
             self._aside = self._library.remoe_aside_open(self._handle, self._spins)
             if not self._aside:
                 raise MemoryError("no room for another thread of the kernel")
-        aside = self._aside
-        self._library.remoe_aside_start(aside, ctypes.byref(call))
-
-        def wait() -> None:
-            self._checked(self._library.remoe_aside_wait(aside))
-
-        return wait
+        return self._aside
 
     def close(self) -> None:
         """End its threads; it must not be used again."""
@@ -324,8 +330,9 @@ def _open_library(path: Path) -> ctypes.CDLL:
         getattr(library, f"remoe_{name}").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.remoe_aside_open.restype = ctypes.c_void_p
     library.remoe_aside_open.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.remoe_aside_start.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    library.remoe_aside_start.restype = None
+    for name in ("start", "route"):
+        begin = getattr(library, f"remoe_aside_{name}")
+        begin.argtypes, begin.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     library.remoe_aside_wait.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.restype = None

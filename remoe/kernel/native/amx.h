@@ -108,8 +108,8 @@ struct group {
 };
 
 /* Tiles 0 and 1 become the sums of the first group, 2 and 3 of the second if it has rows. With
- * each step, `lines` more lines of `next` are asked for. If the weights are used `once`, nothing has
- * brought them into the first cache. */
+ * each step, `lines` more lines of `next`, which this thread reads later, are asked for. If the
+ * weights are used `once`, nothing has brought them into the first cache. */
 static inline __attribute__((always_inline)) void amx_strip(const char *weights, size_t row_bytes,
                                                            int once, const char *next, size_t lines,
                                                            struct group first,
@@ -155,7 +155,8 @@ static size_t amx_group_bytes(size_t width) {
 }
 
 static void amx_project(float *out, size_t out_stride, struct input input, struct matrix weights,
-                        size_t width, size_t first, size_t last, void *scratch) {
+                        size_t width, size_t first, size_t last, const char *next,
+                        void *scratch) {
     size_t steps = (width + STEP - 1) / STEP, group_bytes = amx_group_bytes(width);
     size_t shaped[2] = {0, 0};
     /* The next strip is read from memory while this one is computed, a share with each two groups:
@@ -167,6 +168,7 @@ static void amx_project(float *out, size_t out_stride, struct input input, struc
         size_t columns = smaller(last - j, STRIP_ROWS), row_bytes = width * 2;
         const char *strip = (const char *)weights.values + j * row_bytes;
         int in_place = columns == STRIP_ROWS && width % STEP == 0;
+        const char *after = j + STRIP_ROWS < last ? strip + STRIP_ROWS * row_bytes : next;
         if (!in_place) { /* tiles read whole steps of whole strips */
             row_bytes = steps * STEP * 2;
             memset(scratch, 0, STRIP_ROWS * row_bytes);
@@ -186,9 +188,10 @@ static void amx_project(float *out, size_t out_stride, struct input input, struc
                 shaped[0] = group[0].rows;
                 shaped[1] = group[1].rows;
             }
-            const char *next = strip + STRIP_ROWS * row_bytes + r / (2 * GROUP_ROWS) * steps * lines * 64;
-            amx_strip(strip, row_bytes, pairs == 1, next, in_place ? lines : 0, group[0], group[1],
-                      input.parts, steps);
+            size_t share = r / (2 * GROUP_ROWS);
+            amx_strip(strip, row_bytes, pairs == 1,
+                      after ? after + share * steps * lines * 64 : NULL,
+                      after && in_place ? lines : 0, group[0], group[1], input.parts, steps);
             for (size_t t = 0; t < 4; t++) {
                 size_t rows = group[t / 2].rows, column = t % 2 * 16;
                 if (rows == 0 || column >= columns) continue;

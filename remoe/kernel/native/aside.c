@@ -7,12 +7,15 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+typedef int work(struct kernel *, const void *call);
+
 struct aside {
     struct kernel *kernel;
     pthread_t thread;
     pthread_mutex_t lock; /* guards what follows; who spins may look at the atomic */
     pthread_cond_t changed;
-    const struct call *call; /* under way, or NULL */
+    work *work; /* under way: what, on which call */
+    const void *call;
     int status, closing;
     size_t spins;
     _Atomic int busy;
@@ -37,9 +40,10 @@ static void *serve(void *argument) {
     for (;;) {
         await(aside, 1);
         if (aside->closing) break;
-        const struct call *call = aside->call;
+        work *work = aside->work;
+        const void *call = aside->call;
         pthread_mutex_unlock(&aside->lock);
-        int status = remoe_forward(aside->kernel, call);
+        int status = work(aside->kernel, call);
         pthread_mutex_lock(&aside->lock);
         aside->status = status;
         set_busy(aside, 0);
@@ -48,12 +52,30 @@ static void *serve(void *argument) {
     return NULL;
 }
 
-/* Begin a call, which stays as it is until remoe_aside_wait: one at a time. */
-EXPORT void remoe_aside_start(struct aside *aside, const struct call *call) {
+static int forward(struct kernel *kernel, const void *call) {
+    return remoe_forward(kernel, call);
+}
+
+static int route(struct kernel *kernel, const void *call) {
+    return remoe_route(kernel, call);
+}
+
+static void start(struct aside *aside, work *work, const void *call) {
     pthread_mutex_lock(&aside->lock);
+    aside->work = work;
     aside->call = call;
     set_busy(aside, 1);
     pthread_mutex_unlock(&aside->lock);
+}
+
+/* Begin a call, which stays as it is until remoe_aside_wait: one at a time. */
+EXPORT void remoe_aside_start(struct aside *aside, const struct call *call) {
+    start(aside, forward, call);
+}
+
+/* The same of rows as a router chose. */
+EXPORT void remoe_aside_route(struct aside *aside, const struct routed *routed) {
+    start(aside, route, routed);
 }
 
 /* The status of the call that was started, once it is done. */

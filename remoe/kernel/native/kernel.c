@@ -25,10 +25,10 @@ static const struct variant *const variants[] = {VARIANTS NULL};
 #undef X
 
 /* Rows of one expert that are computed together: entries first .. last - 1 of the call's, which
- * lie from `place` on in the buffers. */
+ * lie from `place` on in the buffers, and from `source` on before the first projection. */
 struct segment {
     const struct expert *expert;
-    size_t first, last, place;
+    size_t first, last, place, source;
 };
 
 struct kernel;
@@ -159,8 +159,8 @@ static size_t steps(size_t count, size_t step) {
 
 static struct input input_of(const struct kernel *kernel, const struct segment *segment) {
     size_t rows = segment->last - segment->first;
-    size_t group = segment->place / kernel->variant->group_rows;
-    return (struct input){kernel->input + segment->place * kernel->input_stride,
+    size_t group = segment->source / kernel->variant->group_rows;
+    return (struct input){kernel->input + segment->source * kernel->input_stride,
                           kernel->input_stride, rows, kernel->input_parts,
                           kernel->packed_input + group * kernel->packed_input_bytes};
 }
@@ -171,6 +171,11 @@ static struct input inner_of(const struct kernel *kernel, const struct segment *
     return (struct input){kernel->inner + segment->place * kernel->inner_stride,
                           kernel->inner_stride, rows, FLOAT32_PARTS,
                           kernel->packed_inner + group * kernel->packed_inner_bytes};
+}
+
+/* Where a row of weights lies. */
+static const void *row_of(struct matrix weights, size_t width, size_t row) {
+    return (const char *)weights.values + row * width * (weights.dtype == FLOAT32 ? 4 : 2);
 }
 
 static void add_bias(float *to, const float *bias, size_t first, size_t count) {
@@ -192,9 +197,10 @@ static void inner_task(struct kernel *kernel, size_t task, size_t thread) {
     float *scratch = up + BLOCK_ROWS * kernel->inner_step;
 
     kernel->variant->project(gate, kernel->inner_stride, input, segment->expert->gate,
-                             call->hidden, first, last, scratch);
+                             call->hidden, first, last,
+                             row_of(segment->expert->up, call->hidden, first), scratch);
     kernel->variant->project(up, kernel->inner_step, input, segment->expert->up, call->hidden,
-                             first, last, scratch);
+                             first, last, NULL, scratch);
     for (size_t r = 0; r < input.rows; r++) {
         float *row = gate + r * kernel->inner_stride;
         float *up_row = up + r * kernel->inner_step;
@@ -218,8 +224,11 @@ static void output_task(struct kernel *kernel, size_t task, size_t thread) {
 
     for (size_t s = 0; s < kernel->segments; s++) {
         const struct segment *segment = &kernel->segment[s];
+        const void *next = s + 1 == kernel->segments
+                               ? NULL
+                               : row_of(segment[1].expert->down, call->inner, first);
         kernel->variant->project(down, kernel->hidden_step, inner_of(kernel, segment),
-                                 segment->expert->down, call->inner, first, last, scratch);
+                                 segment->expert->down, call->inner, first, last, next, scratch);
         for (size_t entry = segment->first; entry < segment->last; entry++) {
             float *from = down + (entry - segment->first) * kernel->hidden_step;
             add_bias(from, segment->expert->down_bias, first, last - first);
@@ -238,6 +247,7 @@ static void flush(struct kernel *kernel) {
     const struct call *call = kernel->call;
     for (size_t s = 0; s < kernel->segments; s++) {
         const struct segment *segment = &kernel->segment[s];
+        if (segment->source != segment->place) continue; /* is there already */
         float *to = kernel->input + segment->place * kernel->input_stride;
         for (size_t entry = segment->first; entry < segment->last; entry++) {
             int32_t row;
@@ -265,7 +275,7 @@ static void projection_task(struct kernel *kernel, size_t task, size_t thread) {
     struct input input = {kernel->input, kernel->input_stride, kernel->rows, kernel->input_parts,
                           kernel->packed_input};
 
-    kernel->variant->project(out, step, input, to->weights, width, first, last, scratch);
+    kernel->variant->project(out, step, input, to->weights, width, first, last, NULL, scratch);
     size_t item = all->dtype == FLOAT32 ? 4 : 2;
     for (size_t r = 0; r < kernel->rows; r++) {
         size_t place = (kernel->first_row + r) * to->columns + first;
@@ -321,8 +331,10 @@ static int forward(struct kernel *kernel, const struct call *call) {
         while (first < end) {
             if (kernel->block_rows == BLOCK_ROWS) flush(kernel);
             size_t last = smaller(end, first + BLOCK_ROWS - kernel->block_rows);
+            /* One row that goes to many experts is taken in once. */
+            size_t source = call->rows == 1 && last - first == 1 ? 0 : kernel->block_rows;
             kernel->segment[kernel->segments++] =
-                (struct segment){call->expert[e], first, last, kernel->block_rows};
+                (struct segment){call->expert[e], first, last, kernel->block_rows, source};
             kernel->block_rows += steps(last - first, group) * group;
             first = last;
         }

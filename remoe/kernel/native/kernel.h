@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 8
+#define REMOE_KERNEL_ABI 9
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -158,6 +158,7 @@ struct kernel;
 
 /* Compute a call on a kernel's threads: OK or NO_MEMORY. From any thread. */
 int remoe_forward(struct kernel *kernel, const struct call *call);
+int remoe_route(struct kernel *kernel, const struct routed *routed);
 
 /* What one instruction set provides. Inputs of a projection are float32 [rows, stride], padded to
  * a multiple of PADDING with zeros, and may also have to be packed: `group_rows` rows at a time,
@@ -198,9 +199,10 @@ struct variant {
     void (*narrow)(void *to, int64_t dtype, const float *from, size_t count); /* to the nearest */
     size_t (*scratch_floats)(size_t width);
     /* out[r][j - first] = sum over k of x[r][k] * weights[j][k], for j in first .. last - 1. The
-     * order of a sum depends on k alone: not on which rows and columns are computed together. */
+     * order of a sum depends on k alone: not on which rows and columns are computed together.
+     * `next` are weight rows of the same width that the thread reads after these, or NULL. */
     void (*project)(float *out, size_t out_stride, struct input input, struct matrix weights,
-                    size_t width, size_t first, size_t last, float *scratch);
+                    size_t width, size_t first, size_t last, const void *next, float *scratch);
     void (*normalize)(const struct norm *norm, float *scratch); /* [padded width] */
     void (*choose)(const struct router *router, float *scratch); /* [padded experts] */
     void (*add)(void *to, const void *from, int64_t dtype, size_t count); /* rounded once */

@@ -200,15 +200,16 @@ static void pack(struct input input, size_t width, size_t first, size_t count) {
 }
 
 static void project(float *out, size_t out_stride, struct input input, struct matrix weights,
-                    size_t width, size_t first, size_t last, float *scratch) {
+                    size_t width, size_t first, size_t last, const void *next, float *scratch) {
     const float *x = input.x;
     size_t rows = input.rows, x_stride = input.stride;
 #if defined(__AMX_BF16__)
     if (weights.dtype == BFLOAT16) {
-        amx_project(out, out_stride, input, weights, width, first, last, scratch);
+        amx_project(out, out_stride, input, weights, width, first, last, next, scratch);
         return;
     }
 #endif
+    (void)next; /* reads ahead in the order of the rows */
     size_t row_bytes = width * bytes_of(weights.dtype);
     if (rows <= TILE_ROWS) {
         rows_by_columns(out, out_stride, x, x_stride, rows,
