@@ -1,8 +1,8 @@
 """The Load Predictor in the main function: gate copies on the hidden states of the step under way.
 
-Layers hand over what their experts are given and go on; a thread of its own multiplies (papers.md
-B.3). Only while they are watched: steps that nobody looks at may be computed in ways that have no
-layers to watch, such as all of them in one native call.
+Layers hand over what their experts are given and go on; a thread of its own multiplies, with a GPU
+on a stream of its own (papers.md B.3). Only while they are watched: steps that nobody looks at may
+be computed in ways that have no layers to watch, such as all of them in one native call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from main_model_fn.moeless.load_book import LoadBook
 __all__ = ["LoadPredictor", "Observer"]
 
 _STOP = None
-_Item = tuple[int, torch.Tensor, torch.Tensor]
+_Item = tuple[int, torch.Tensor, torch.Tensor, torch.cuda.Event | None]
 Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
@@ -50,6 +50,7 @@ class LoadPredictor:
         self._begun = False
         self._expected: dict[int, torch.Tensor] = {}
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._stream: torch.cuda.Stream | None = None
         self._thread = threading.Thread(target=self._run, name="load-predictor", daemon=True)
 
     def start(self) -> None:
@@ -68,7 +69,11 @@ class LoadPredictor:
         """
         self._begun = self._begun or layer == self._first
         if self._begun:
-            self._items.put((layer, hidden, index))
+            ready = None
+            if hidden.is_cuda:
+                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                ready.record()
+            self._items.put((layer, hidden, index, ready))
             if layer == self._last:
                 self._begun = False
                 self._watch(None)
@@ -82,8 +87,26 @@ class LoadPredictor:
                 continue
             if item is _STOP:
                 return
+            layer, hidden, index, ready = item
             with torch.inference_mode():
-                self.look_at(*item)
+                if ready is None:
+                    self.look_at(layer, hidden, index)
+                else:
+                    self._look_beside(layer, hidden, index, ready)
+
+    def _look_beside(
+        self, layer: int, hidden: torch.Tensor, index: torch.Tensor, ready: torch.cuda.Event
+    ) -> None:
+        """The same beside what the GPU computes, once it has computed what is looked at."""
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = torch.cuda.Stream(hidden.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            ready.wait(stream)
+            for tensor in (hidden, index):
+                if tensor.is_cuda:
+                    tensor.record_stream(stream)  # nobody else gets its memory before
+            self.look_at(layer, hidden, index)
 
     def look_at(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> None:
         """Note a layer's routes, and foretell those of the layer ahead; one copy from a GPU."""
