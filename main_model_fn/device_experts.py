@@ -16,10 +16,26 @@ def expert_output(
     rows: torch.Tensor, weights: ExpertWeights, activation: Activation
 ) -> torch.Tensor:
     """down(act(gate(x)) * up(x)) of [rows, hidden]: `gate_up` holds gate's rows, then up's."""
+    if weights.slices > 1:
+        return _sliced_output(rows, weights, activation)
     gate_up = functional.linear(rows, weights.gate_up, weights.gate_up_bias)
     gate, up = gate_up.chunk(2, dim=-1)
     inner = _activated(gate, up, activation)
     return functional.linear(inner, weights.down, weights.down_bias)
+
+
+def _sliced_output(
+    rows: torch.Tensor, weights: ExpertWeights, activation: Activation
+) -> torch.Tensor:
+    """The same, as the sum of slices, which are computed together."""
+    gate_up = rows @ weights.gate_up.mT  # [slices, rows, ...]
+    if weights.gate_up_bias is not None:
+        gate_up += weights.gate_up_bias[:, None]
+    gate, up = gate_up.chunk(2, dim=-1)
+    output = _activated(gate, up, activation) @ weights.down.mT
+    if weights.down_bias is not None:
+        output += weights.down_bias[:, None]
+    return output.sum(0)
 
 
 def _activated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from main_model_fn.device_experts import expert_output
+from main_model_fn.pinned_experts import slices_of
 from main_model_fn.placement import ExpertTimes
 from main_model_fn.streaming import ExpertWeights, Staging
 from remoe.activation import Activation
@@ -27,7 +28,8 @@ __all__ = ["measure_times"]
 _ROWS = (1, 4, 16, 64, 256)
 _AT_ONCE = 8  # experts in one call: what a call takes besides is told from what they take
 _ON_GPU = 4
-_REPEATS = 5
+_REPEATS = 7
+_WARM_UP_S = 0.1
 
 
 def measure_times(
@@ -40,6 +42,7 @@ def measure_times(
     """Compute these experts, which lie in the host's memory, on random rows."""
     trial = _Trial(kernel, experts, staging, device)
     many = min(_AT_ONCE, len(experts))
+    trial.warm_up()
     one_s, many_s = trial.cpu_s(1, 1), trial.cpu_s(1, many)
     each_s = (many_s - one_s) / (many - 1) if many > 1 else one_s
     each_s = min(max(each_s, one_s / many), one_s)
@@ -67,23 +70,34 @@ class _Trial:
         self._kernel = kernel
         self._turns = cycle(experts)
         self._weights = list(experts.values())
+        self._slices = self._weights[0].slices
         self._staging = staging
         self._device = device
-        down = self._weights[0].down
+        down, (_, hidden) = self._weights[0].down, self._weights[0].shape
         generator = torch.Generator().manual_seed(0)
-        self._sample = torch.randn((max(_ROWS), len(down)), generator=generator).to(down.dtype)
+        self._sample = torch.randn((max(_ROWS), hidden), generator=generator).to(down.dtype)
+
+    def warm_up(self) -> None:
+        """Until this no thread has read these pages: the first calls take several times as long."""
+        began = time.perf_counter()
+        while time.perf_counter() - began < _WARM_UP_S:
+            self._start(_AT_ONCE, 1)()
+
+    def _start(self, experts: int, rows: int) -> Callable[[], None]:
+        """Begin computing so many rows through each of the next experts on the CPU."""
+        ids = [
+            part for one in islice(self._turns, experts) for part in slices_of(one, self._slices)
+        ]
+        call = _each_row_through_all(self._sample[:rows], len(ids))
+        return self._kernel.start(ids, call, np.zeros((rows, self._sample.shape[1]), np.float32))
 
     def cpu_s(self, rows: int, experts: int) -> float:
         """So many rows through each of some experts, beside copies: they read the same memory."""
-        sums = np.zeros((rows, self._sample.shape[1]), np.float32)
         took = list[float]()
         for _ in range(_REPEATS):
-            ids = list(islice(self._turns, experts))
-            call = _each_row_through_all(self._sample[:rows], experts)
             self._copies(_AT_ONCE)
             began = time.perf_counter()
-            wait = self._kernel.start(ids, call, sums)
-            wait()
+            self._start(experts, rows)()
             took.append(time.perf_counter() - began)
             self._wait()
         return statistics.median(took)
@@ -102,17 +116,21 @@ class _Trial:
         return _median_s(run) / len(there)
 
     def copy_s(self) -> float:
-        """One expert's weights to the GPU."""
+        """One expert's weights to the GPU, beside the CPU, which reads the same memory."""
+        took = list[float]()
+        for _ in range(_REPEATS):
+            finish = self._start(2 * _AT_ONCE, 1)
+            took.append(_seconds(self._copied))
+            finish()
+        return statistics.median(took) / _AT_ONCE
 
-        def run() -> None:
-            self._copies(_AT_ONCE)
-            self._wait()
-
-        return _median_s(run) / _AT_ONCE
+    def _copied(self) -> None:
+        self._copies(_AT_ONCE)
+        self._wait()
 
     def back_s(self) -> float:
         """A row's sums to the GPU."""
-        sums = torch.zeros((1, len(self._sample[0])), pin_memory=self._device.type == "cuda")
+        sums = torch.zeros((1, self._sample.shape[1]), pin_memory=self._device.type == "cuda")
 
         def run() -> None:
             sums.to(self._device)

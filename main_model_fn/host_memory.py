@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import torch
 
-__all__ = ["host_empty", "pin", "unpin"]
+__all__ = ["host_empty", "pin", "seen_by_gpu", "unpin"]
 
 _log = structlog.get_logger()
 
@@ -34,7 +34,8 @@ def host_empty(shape: tuple[int, ...], dtype: torch.dtype, *, pinned: bool) -> t
     torch's own pinned memory comes in powers of two: a third more for an expert of OLMoE.
     """
     size_bytes = math.prod(shape) * dtype.itemsize
-    pages = _Pages(-1, size_bytes)
+    # Shared memory, which is mmap's default, gets no large pages: each weight row would be a page.
+    pages = _Pages(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without large pages
             pages.madvise(mmap.MADV_HUGEPAGE)
@@ -61,6 +62,29 @@ def pin(tensor: torch.Tensor) -> bool:
 def unpin(tensor: torch.Tensor) -> None:
     """Undo `pin` for the memory that begins where this tensor's does; no copy may be under way."""
     _cuda().cudaHostUnregister(tensor.data_ptr())
+
+
+def seen_by_gpu(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pinned memory as a tensor of the GPU's, whose kernels read and write it where it lies.
+
+    For few numbers: each access passes the link. It must not outlive `tensor`.
+    """
+    if device.type != "cuda":
+        return tensor
+    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    return torch.as_tensor(_OnHost(bits), device=device).view(tensor.dtype)
+
+
+class _OnHost:
+    """What torch asks of another library's arrays."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": f"<i{tensor.element_size()}",
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
 
 
 def _cuda() -> Any:

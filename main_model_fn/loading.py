@@ -19,10 +19,13 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from main_model_fn.experts_modules import checked_experts
 from main_model_fn.fan_out import FanOut
-from main_model_fn.heterogeneous import HeterogeneousExperts, Machine
+from main_model_fn.fused_norm import use_fused_norms
+from main_model_fn.graphed_decoder import use_graphs
+from main_model_fn.heterogeneous import HeterogeneousExperts
 from main_model_fn.hot_experts import HotBudget
 from main_model_fn.live_partition import check_partition
 from main_model_fn.local_experts import LocalExperts, NativeExperts, TorchExperts
+from main_model_fn.machine import Machine, slices_for
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_layers import use_native_layers
 from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
@@ -153,8 +156,12 @@ def load_split_model(
     _load_non_experts(model, reader, dtype)
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     model = model.to(device).eval().requires_grad_(requires_grad=False)
-    if pool is not None and hot is None:
-        use_native_layers(model, pool, meter)
+    if pool is not None:
+        if hot is None:
+            use_native_layers(model, pool, meter)
+        else:
+            use_fused_norms(model)
+            use_graphs(model, meter)
     return model
 
 
@@ -171,12 +178,14 @@ def _local_experts(
     if hot is None:
         kernel = NativeKernel(checkpoint.expert, pool, activation=checkpoint.activation)
         return lambda layer: NativeExperts(layer, kernel, checkpoint)
+    first = ExpertId(checkpoint.moe_layers[0], 0)
     machine = Machine(
         checkpoint.expert,
         pool,
         device=reader.device,
         dtype=reader.dtype,
         activation=checkpoint.activation,
+        slices=slices_for(checkpoint.top_k, len(checkpoint.expert(first).gate.values)),
     )
     hottest = hot.choose(checkpoint, partition, reader.dtype.itemsize)
     return lambda layer: HeterogeneousExperts(layer, machine, hottest[layer])

@@ -8,6 +8,7 @@ import structlog
 import torch
 
 from main_model_fn.config import MainSettings
+from main_model_fn.machine import SPINS_BESIDE_GPU
 from remoe.errors import SettingsError
 from remoe.kernel.interface import KernelUnavailableError
 from remoe.kernel.native_library import NativePool
@@ -31,7 +32,7 @@ def open_pool(settings: MainSettings, device: torch.device) -> NativePool | None
     beside = 0 if device.type == "cpu" else 1
     threads = settings.threads or max(1, _available_threads() - beside)
     try:
-        pool = NativePool(threads=threads, spins=_SPINS)
+        pool = NativePool(threads=threads, spins=SPINS_BESIDE_GPU if beside else _SPINS)
     except KernelUnavailableError as error:
         if settings.kernel == "native":
             raise SettingsError(f"REMOE_MAIN_KERNEL is native: {error}") from error

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["ExpertTimes", "Placement", "hottest", "place"]
+__all__ = ["Balance", "ExpertTimes", "Placement", "hottest", "place"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,33 @@ def place(rows: Mapping[int, int], resident: Collection[int], times: ExpertTimes
         if gpu_end >= best:  # and only grows
             break
     return Placement(others[count:], here, others[:count], best)
+
+
+class Balance:
+    """What share of a decoding step's cold slices is streamed, learned from who was done last.
+
+    Each step of so few rows is like the last one, so what was seen is worth more than any times
+    measured before: CPU, link and GPU read the same memory, and a machine's rates change.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def place(self, rows: Mapping[int, int], resident: Collection[int]) -> Placement:
+        """Place slices, those with the most rows on the GPU; `rows` is by slice."""
+        here = [part for part in rows if part in resident]
+        others = [part for part in rows if part not in resident]
+        if len(others) < sum(rows[part] for part in others):
+            others.sort(key=rows.__getitem__, reverse=True)
+        count = round(self.share * len(others))
+        return Placement(others[count:], here, others[:count], 0.0)
+
+    def note(self, placed: Placement, *, gpu_first: bool) -> None:
+        """Whether the GPU was done before the CPU: ten times in a row moves one slice."""
+        cold = len(placed.cpu) + len(placed.streamed)
+        if cold:
+            step = (0.1 if gpu_first else -0.1) / cold
+            self.share = min(1.0, max(0.0, self.share + step))
 
 
 def hottest(

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from main_model_fn.experts_modules import experts_by_layer
-from main_model_fn.heterogeneous import HeterogeneousExperts, Machine
+from main_model_fn.heterogeneous import HeterogeneousExperts
 from main_model_fn.hot_experts import HotBudget
 from main_model_fn.loading import load_split_model
+from main_model_fn.machine import Machine
 from main_model_fn.placement import ExpertTimes
 from main_model_fn.streaming import ExpertWeights, Staging
 from remoe.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def machine_of(model: PreTrainedModel) -> Machine:
-    (machine,) = {local._machine for local in locals_of(model)}
+    (machine,) = {local.machine for local in locals_of(model)}
     return machine
 
 

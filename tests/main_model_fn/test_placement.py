@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from main_model_fn.placement import ExpertTimes, hottest, place
+from main_model_fn.placement import Balance, ExpertTimes, hottest, place
 
 seconds = st.floats(1e-6, 1.0)
 
@@ -102,3 +102,30 @@ def test_the_hottest_experts_are_those_with_the_largest_shares_of_any_layer() ->
     assert hottest(profile, local, 0) == {1: frozenset(), 4: frozenset()}
     assert hottest(profile, local, 3) == {1: frozenset({0}), 4: frozenset({0, 1})}
     assert hottest(profile, local, 9) == {1: frozenset(local[1]), 4: frozenset(local[4])}
+
+
+@given(
+    rows=st.dictionaries(st.integers(0, 40), st.integers(1, 9), min_size=1),
+    resident=st.sets(st.integers(0, 40)),
+    share=st.floats(0, 1),
+)
+def test_a_step_is_shared_out_whole_and_the_most_rows_are_streamed(
+    rows: dict[int, int], resident: set[int], share: float
+) -> None:
+    placed = Balance(share).place(rows, resident)
+    assert sorted([*placed.cpu, *placed.resident, *placed.streamed]) == sorted(rows)
+    assert set(placed.resident) == resident & set(rows)
+    if placed.cpu and placed.streamed:
+        assert min(rows[p] for p in placed.streamed) >= max(rows[p] for p in placed.cpu)
+
+
+@given(cpu_s=st.floats(1e-5, 1e-3), copy_s=st.floats(1e-5, 1e-3), start=st.floats(0, 1))
+def test_a_balance_finds_where_both_are_done_together(
+    cpu_s: float, copy_s: float, start: float
+) -> None:
+    balance, slices = Balance(start), dict.fromkeys(range(16), 1)
+    for _ in range(400):
+        placed = balance.place(slices, ())
+        gpu_first = len(placed.streamed) * copy_s < len(placed.cpu) * cpu_s
+        balance.note(placed, gpu_first=gpu_first)
+    assert abs(balance.share - cpu_s / (cpu_s + copy_s)) <= 1.1 / 16
