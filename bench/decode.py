@@ -133,9 +133,7 @@ def run_remoe(model_dir: Path, share: float) -> dict[str, float]:
             remote if layer in checkpoint.moe_layers else () for layer in range(checkpoint.layers)
         ),
     )
-    meter = StepMeter(
-        layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1, on_gpu=False
-    )
+    meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1)
     with expert_functions(checkpoint, model_dir) as topology:
         model = load_split_model(
             model_dir,

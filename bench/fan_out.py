@@ -396,7 +396,7 @@ class Busy(StepMeter):
     """Knows how long the last call was computed."""
 
     def __init__(self) -> None:
-        super().__init__(layers=1, experts=1, main_memory_gb=1.0, on_gpu=False)
+        super().__init__(layers=1, experts=1, main_memory_gb=1.0)
         self.busy_s = 0.0
 
     def record_call(self, rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:

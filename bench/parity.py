@@ -81,7 +81,7 @@ def split_twin(topology: Topology, deployment: Deployment, dtype: torch.dtype) -
         device=torch.device("cpu"),
         transport=HttpTransport(topology, timeout_s=60),
         function_memory_gb=dict.fromkeys(range(layers), 0.0),
-        meter=StepMeter(layers=layers, experts=experts, main_memory_gb=0.0, on_gpu=False),
+        meter=StepMeter(layers=layers, experts=experts, main_memory_gb=0.0),
     )
 
 

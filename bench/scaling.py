@@ -148,9 +148,7 @@ class Layers:
         self, checkpoint: Checkpoint, topology: Topology, pool: NativePool, share: float
     ) -> None:
         remote = tuple(range(round(checkpoint.experts * share)))
-        meter = StepMeter(
-            layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1, on_gpu=False
-        )
+        meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1)
         self._transport = HttpTransport(topology, timeout_s=10, hedge_floor_s=10)
         model = load_split_model(
             checkpoint.model_dir,

@@ -48,7 +48,6 @@ def use_remoe(
         layers=max(modules) + 1,
         experts=len(layers[0]),
         main_memory_gb=1,
-        on_gpu=machine.device.type == "cuda",
     )
     for (layer, module), each in zip(modules.items(), layers, strict=True):
         local = HeterogeneousExperts(layer, machine)
