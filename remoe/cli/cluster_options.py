@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from remoe.cli.platform_options import LayersPerFunction, MainRetention, Window
 from remoe.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -87,12 +88,8 @@ def describe(
     output_tokens: Annotated[
         int, typer.Option(help="The longest answer to allow time for.", min=1)
     ] = 512,
-    layers_per_function: Annotated[
-        int, typer.Option(help="Decoder layers that one expert function holds.", min=1)
-    ] = 5,
-    window: Annotated[
-        str, typer.Option(help="An expert function sleeps after this long without a call.")
-    ] = "60s",
+    layers_per_function: LayersPerFunction = 5,
+    window: Window = "60s",
     burst_capacity: Annotated[
         int,
         typer.Option(
@@ -101,9 +98,7 @@ def describe(
             min=-1,
         ),
     ] = 0,
-    main_retention: Annotated[
-        str, typer.Option(help="The main function sleeps after this long, plus its window.")
-    ] = "10m",
+    main_retention: MainRetention = "10m",
     remote_ratio: Annotated[
         float,
         typer.Option(help="Most of each layer's experts that are remote.", min=0.0, max=1.0),

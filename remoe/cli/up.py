@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from remoe.cli.bill import LedgerUrl, ledger_option
+from remoe.cli.platform_options import LayersPerFunction, MainRetention, Window
 from remoe.errors import CheckpointError, SettingsError
 
 __all__ = ["hardware_profile", "price_file", "up"]
@@ -50,15 +51,9 @@ def up(
         ),
     ] = None,
     ledger: LedgerUrl = None,
-    layers_per_function: Annotated[
-        int, typer.Option(help="Decoder layers that one expert function holds.", min=1)
-    ] = 5,
-    window: Annotated[
-        str, typer.Option(help="An expert function sleeps after this long without a call.")
-    ] = "60s",
-    main_retention: Annotated[
-        str, typer.Option(help="The main function sleeps after this long, plus its window.")
-    ] = "10m",
+    layers_per_function: LayersPerFunction = 5,
+    window: Window = "60s",
+    main_retention: MainRetention = "10m",
     remote_ratio: Annotated[
         float,
         typer.Option(help="Share of each layer's experts that is remote.", min=0.0, max=1.0),
