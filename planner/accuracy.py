@@ -1,4 +1,7 @@
-"""How good the predictions were: plans kept until their request is done, then compared."""
+"""How good the predictions were: plans kept until their request is done, then compared.
+
+See papers.md A.14.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Wire the planner service: routes around one `Planner` that runs in one worker thread."""
+"""Wire the planner service: routes around one `Planner` that runs in one worker thread.
+
+See papers.md A.6.
+"""
 
 from __future__ import annotations
 

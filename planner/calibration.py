@@ -1,4 +1,7 @@
-"""What the model of times gets wrong, learned from requests, and when that calls for new plans."""
+"""What the model of times gets wrong, learned from requests, and when that calls for new plans.
+
+See papers.md A.3.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A main function that starts has been woken, in general by a request that was planned moments ago:
 it then loads what that request's plan says. Otherwise it loads the epoch plan.
+
+See papers.md A.6.
 """
 
 from __future__ import annotations

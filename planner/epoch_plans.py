@@ -1,5 +1,8 @@
 """Plans for the demand of a sliding window: what a main function loads that no request woke, and
-whether a running one should change (with hysteresis)."""
+whether a running one should change (with hysteresis).
+
+Ours, beyond papers.md A.15.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Why a plan is as it is, and what changes from one to another: numbers first, then sentences."""
+"""Why a plan is as it is, and what changes from one to another: numbers first, then sentences.
+
+Ours.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Vectors are in memory, everything is in the store, and an observation is taken in only once it is
 durable there. Bounded: when full, the prompt that has the most similar other is folded into it, so
 that coverage is kept and no demand is lost. Not thread-safe: one thread at a time.
+
+See papers.md A.7.
 """
 
 from __future__ import annotations

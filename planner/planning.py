@@ -1,6 +1,8 @@
 """The planner itself: everything the service answers, without the service.
 
 Not thread-safe, and quick: one thread calls it, whoever that is.
+
+See papers.md A.6.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Policies matter where requests are served side by side, so a token's time is that of a step with a
 row for each of them. They differ in what is held while nobody computes on it, which the papers'
 formula does not see: the choice is by the memory held, priced.
+
+Ours, beyond papers.md B.1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Which embedder, history and predictor the settings ask for."""
+"""Which embedder, history and predictor the settings ask for.
+
+See papers.md A.7.
+"""
 
 from __future__ import annotations
 

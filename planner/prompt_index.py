@@ -2,6 +2,8 @@
 
 A history keeps no text. Whoever has the prompts can recognise them by length and vector, and make
 the history over for another embedder without running the model again.
+
+See papers.md A.7.1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Plans made lately, so that they can be explained and compared."""
+"""Plans made lately, so that they can be explained and compared.
+
+Ours.
+"""
 
 from __future__ import annotations
 

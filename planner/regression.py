@@ -3,6 +3,8 @@
 Ŝ = f(x) + Σ_j w_j (S̃_j - f(x_j)) with f and the similarity of `routing_fit`, and
 w_j = k_j / (Σ k + s), k_j = exp((similarity_j - 1) / t): far from every prompt of the history the
 regression speaks alone, and close to one its profile decides. The paper's SPS is f = 0, s = 0.
+
+Ours, beyond papers.md A.7.4.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ A token uses k distinct experts, so the k draws are without replacement: the mod
 sampling with the shares as weights, as if experts raced with exponential times of these rates and
 the first k were used. The token stays local if k local experts arrive before any remote one.
 Shares do not say which experts go together, so this is an approximation.
+
+See papers.md A.3.
 """
 
 from __future__ import annotations

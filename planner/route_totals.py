@@ -1,4 +1,7 @@
-"""Predicted and actual routes of all compared requests together, for heat maps of a load."""
+"""Predicted and actual routes of all compared requests together, for heat maps of a load.
+
+See papers.md A.14.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ coefficients' leading singular vectors, each weighted by the root of its singula
 projection onto a few dimensions. Cosines of projected vectors are the learned similarity, and a
 second regression from them predicts profiles by itself. The projected token table is a static
 embedding distilled from the model's routing: a prompt's vector is the sum of its tokens' rows.
+
+Ours, beyond papers.md A.7.1.
 """
 
 from __future__ import annotations

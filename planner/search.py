@@ -1,4 +1,7 @@
-"""The most similar prompts of the history: the seam, and exact search (the paper's BF)."""
+"""The most similar prompts of the history: the seam, and exact search (the paper's BF).
+
+See papers.md A.7.3.
+"""
 
 from __future__ import annotations
 

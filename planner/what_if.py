@@ -1,4 +1,7 @@
-"""What a plan takes for granted, and what a preview may suppose instead."""
+"""What a plan takes for granted, and what a preview may suppose instead.
+
+See papers.md A.5.
+"""
 
 from __future__ import annotations
 

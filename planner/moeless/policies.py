@@ -1,4 +1,7 @@
-"""Who decides replicas and their places before a layer runs: MoEless, and what it is compared with."""
+"""Who decides replicas and their places before a layer runs: MoEless, and what it is compared with.
+
+See papers.md B.4, B.5, B.7.
+"""
 
 from __future__ import annotations
 

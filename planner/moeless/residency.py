@@ -1,4 +1,7 @@
-"""Which replicas are alive, how long they hold memory, and which ones had to start cold."""
+"""Which replicas are alive, how long they hold memory, and which ones had to start cold.
+
+See papers.md B.5, B.6.
+"""
 
 from __future__ import annotations
 

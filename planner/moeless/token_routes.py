@@ -1,4 +1,7 @@
-"""Routes token by token, real or drawn, and what gate copies foretell of them."""
+"""Routes token by token, real or drawn, and what gate copies foretell of them.
+
+See papers.md B.3.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A batch is read in one pass and decoded until its longest answer is done. A request's tokens take
 the routes of a prompt's tokens in turn, and begin again when those are used up.
+
+See papers.md B.6.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One setting to replay policies in: traffic, routing, and the machine, with each step made once."""
+"""One setting to replay policies in: traffic, routing, and the machine, with each step made once.
+
+See papers.md B.6.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 In turn, counts by layer for the specs found (a knapsack over TTFT, TPOT and the main function's
 memory), and specs for those counts, as long as the cost falls. In small models also single changes
 of one function's count, with everything else settled anew.
+
+Ours, beyond papers.md A.10.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Every configuration of a tiny model, priced: the oracle for whole plans (10)."""
+"""Every configuration of a tiny model, priced: the oracle for whole plans (10).
+
+See papers.md A.5.
+"""
 
 from __future__ import annotations
 

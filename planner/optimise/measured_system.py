@@ -1,4 +1,7 @@
-"""From what was measured of a machine and a model to the constants of the optimisation."""
+"""From what was measured of a machine and a model to the constants of the optimisation.
+
+See papers.md A.2, A.3.
+"""
 
 from __future__ import annotations
 

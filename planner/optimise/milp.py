@@ -1,6 +1,8 @@
 """The same knapsack as an integer program, solved by HiGHS through cvxpy: oracle and option.
 
 Needs the extra `planner-milp`; the planner's own solver does without.
+
+See papers.md A.11.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Costs are means. Limits are checked with the tables of a slower system where one is given, which is
 how plans are made robust.
+
+See papers.md A.3 to A.5.
 """
 
 from __future__ import annotations

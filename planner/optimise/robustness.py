@@ -4,6 +4,8 @@ The paper takes single values. An invocation's time is a distribution with a hea
 a cold start's; a plan whose limits are checked with means breaks them about every second time they
 bind. Here limits see a system slowed so far that TTFT and TPOT together hold for 95 % of requests (by the union bound each
 gets 97.5 %), and the bill the mean one.
+
+Ours, beyond papers.md A.15.
 """
 
 from __future__ import annotations

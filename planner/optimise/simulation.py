@@ -3,6 +3,8 @@
 The paper leaves open how its plans fare when cold starts and the network jitter. This samples what
 the planner only has expectations of: every token's distinct experts, every call's time, and a
 request's own luck with its network and its cold start.
+
+See papers.md A.3, A.5.
 """
 
 from __future__ import annotations
