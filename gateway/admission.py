@@ -14,7 +14,6 @@ from gateway.replies import Detokenized, Tokenized
 from gateway.requests import (
     ChatRequest,
     CompletionRequest,
-    ContentPart,
     DetokenizeRequest,
     GenerationFields,
     Message,
@@ -23,6 +22,7 @@ from gateway.requests import (
     TokenizeRequest,
     Tool,
 )
+from gateway.response_input import messages_of
 from gateway.sampling import sampling_params
 from gateway.text import TextModel
 from remoe.errors import (
@@ -137,7 +137,7 @@ class Admission:
 
     async def response(self, request: ResponseRequest, *, timeout_s: float | None = None) -> Job:
         self._check(request, prompts=1, samples=1)
-        messages = _messages(request)
+        messages = messages_of(request)
         prompt = await self._text.encode(
             self._lay_out(request, messages=messages), special_tokens=False, param="input"
         )
@@ -379,41 +379,6 @@ def _candidates(request: CompletionRequest) -> int:
             param="best_of",
         )
     return best_of
-
-
-def _messages(request: ResponseRequest) -> list[Message]:
-    """The instructions and the input as a conversation; what is not text is refused by name."""
-    given = [] if request.instructions is None else [("system", request.instructions)]
-    if isinstance(request.input, str):
-        given.append(("user", request.input))
-    else:
-        for number, item in enumerate(request.input):
-            where = f"input[{number}]"
-            if item.type != "message":
-                raise UnsupportedParameterError(
-                    f"Items of type '{item.type[:40]}' are not supported: send messages of text.",
-                    param=f"{where}.type",
-                )
-            for name in ("role", "content"):
-                if getattr(item, name) is None:
-                    raise InvalidRequestError(
-                        f"Missing required parameter: '{where}.{name}'.", param=f"{where}.{name}"
-                    )
-            given.append((item.role or "user", _item_text(where, item.content or "")))
-    return [Message.model_validate({"role": role, "content": text}) for role, text in given]
-
-
-def _item_text(where: str, content: str | list[ContentPart]) -> str:
-    if isinstance(content, str):
-        return content
-    for number, part in enumerate(content):
-        if part.type not in {"input_text", "output_text"} or part.text is None:
-            raise UnsupportedParameterError(
-                f"Content of type '{part.type[:40]}' is not supported: this model reads text "
-                "only, as parts of type 'input_text' or 'output_text' with a 'text'.",
-                param=f"{where}.content[{number}].type",
-            )
-    return "\n".join(part.text or "" for part in content)
 
 
 def _split(prompt: Prompt) -> tuple[list[str], list[list[int]]]:
