@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 from main_model_fn.engine import Engine
 from main_model_fn.paged_runner import PagedRunner
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
+from tests.main_model_fn.conftest import LIMITS
 from tests.tiny_model import VOCABULARY
 
 GREEDY = SamplingParams(temperature=0)
@@ -103,3 +106,30 @@ class Pages:
 
     def _tables(self) -> list[list[int]]:
         return [table for one in self._allocators() for table in list(one.block_table.values())]
+
+
+@contextmanager
+def serving(model: PreTrainedModel, meter: Any) -> Iterator[Engine]:
+    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def answers(engine: Engine, prompts: list[list[int]]) -> list[tuple[list[int], list[float], Any]]:
+    """Eight tokens to each prompt, all at once: tokens, log-probabilities, and routes counted."""
+
+    async def together() -> Any:
+        asked = (events(engine, ask(prompt, tokens=8, logprobs=0)) for prompt in prompts)
+        return await asyncio.gather(*asked)
+
+    return [
+        (
+            [token for event in told for token in event.tokens],
+            [entry.logprob for event in told for entry in event.logprobs],
+            (told[-1].stats.prefill_counts, told[-1].stats.decode_counts),
+        )
+        for told in asyncio.run(together())
+    ]

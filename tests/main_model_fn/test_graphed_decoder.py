@@ -7,8 +7,6 @@ each time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ import torch
 from transformers import PreTrainedModel
 
 from main_model_fn import graphed_decoder
-from main_model_fn.engine import Engine
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.few_rows import FewRows
 from main_model_fn.graphed_decoder import GraphedDecoder
@@ -27,8 +24,7 @@ from main_model_fn.placement import ExpertTimes
 from remoe.checkpoint import Checkpoint
 from remoe.experts import ExpertId, Partition
 from remoe.kernel.native_library import NativePool
-from tests.main_model_fn.asking import ask, events, generate
-from tests.main_model_fn.conftest import LIMITS
+from tests.main_model_fn.asking import answers, ask, events, generate, serving
 from tests.tiny_families import VOCABULARY, build_tiny_family
 from tests.tiny_model import InProcessTransport, new_meter, reference
 
@@ -84,31 +80,6 @@ def load(
     return model, meter
 
 
-@contextmanager
-def serving(model: PreTrainedModel, meter: Any) -> Iterator[Engine]:
-    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
-
-
-def answers(engine: Engine) -> list[tuple[list[int], list[float], Any]]:
-    async def together() -> Any:
-        asked = (events(engine, ask(prompt, tokens=8, logprobs=0)) for prompt in PROMPTS)
-        return await asyncio.gather(*asked)
-
-    return [
-        (
-            [token for event in told for token in event.tokens],
-            [entry.logprob for event in told for entry in event.logprobs],
-            (told[-1].stats.prefill_counts, told[-1].stats.decode_counts),
-        )
-        for told in asyncio.run(together())
-    ]
-
-
 @pytest.mark.parametrize(("remote", "hot"), [((), 0), ((), 5), ((1,), 0), ((0, 3), 2)])
 def test_answers_and_routes_are_the_modules(
     checkpoint: Checkpoint,
@@ -128,12 +99,12 @@ def test_answers_and_routes_are_the_modules(
 
     monkeypatch.setattr(FewRows, "add", counted)
     with serving(model, meter) as engine:
-        in_segments = answers(engine)
+        in_segments = answers(engine, PROMPTS)
     assert {rows for rows, _ in computed} >= {1, 3}
     assert all(done for _, done in computed) == (not remote)
     del body.forward  # back to the library's
     with serving(model, meter) as engine:
-        by_modules = answers(engine)
+        by_modules = answers(engine, PROMPTS)
     unmodified = reference(checkpoint.model_dir)
     for prompt, ours, theirs in zip(PROMPTS, in_segments, by_modules, strict=True):
         assert ours[0] == theirs[0] == generate(unmodified, prompt, 8)
@@ -150,7 +121,7 @@ def test_a_step_that_cannot_be_captured_is_the_librarys(
     model, meter = load(checkpoint, pool)
     monkeypatch.setattr(graphed_decoder, "segments", refuse)
     with serving(model, meter) as engine:
-        told = answers(engine)
+        told = answers(engine, PROMPTS)
     unmodified = reference(checkpoint.model_dir)
     assert [answer[0] for answer in told] == [generate(unmodified, p, 8) for p in PROMPTS]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from remoe.checkpoint import Checkpoint
 from remoe.expert_call import MAX_BODY_BYTES
 from remoe.experts import Partition
 from remoe.kernel.native_library import Decoding, NativePool
-from tests.main_model_fn.asking import ask, events, generate
-from tests.main_model_fn.conftest import LIMITS
+from tests.main_model_fn.asking import answers, ask, events, generate, serving
 from tests.tiny_families import VOCABULARY, build_tiny_family
 from tests.tiny_model import InProcessTransport, new_meter, reference
 
@@ -83,31 +81,6 @@ def load(
     return model, meter
 
 
-@contextmanager
-def serving(model: PreTrainedModel, meter: Any) -> Iterator[Engine]:
-    engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
-
-
-def answers(engine: Engine) -> list[tuple[list[int], list[float], Any]]:
-    async def together() -> Any:
-        asked = (events(engine, ask(prompt, tokens=8, logprobs=0)) for prompt in PROMPTS)
-        return await asyncio.gather(*asked)
-
-    return [
-        (
-            [token for event in told for token in event.tokens],
-            [entry.logprob for event in told for entry in event.logprobs],
-            (told[-1].stats.prefill_counts, told[-1].stats.decode_counts),
-        )
-        for told in asyncio.run(together())
-    ]
-
-
 @pytest.mark.parametrize("remote", [((),) * 3, ((), (0, 3), (1,)), ((0, 1, 2, 3),) * 3])
 def test_answers_and_routes_are_the_modules(
     checkpoint: Checkpoint, pool: NativePool, remote: tuple[tuple[int, ...], ...]
@@ -116,10 +89,10 @@ def test_answers_and_routes_are_the_modules(
     body = model.base_model
     assert isinstance(body.forward, NativeDecoder)
     with serving(model, meter) as engine:
-        natively = answers(engine)
+        natively = answers(engine, PROMPTS)
     del body.forward  # back to the library's
     with serving(model, meter) as engine:
-        by_modules = answers(engine)
+        by_modules = answers(engine, PROMPTS)
     unmodified = reference(checkpoint.model_dir)
     for prompt, ours, theirs in zip(PROMPTS, natively, by_modules, strict=True):
         assert ours[0] == theirs[0] == generate(unmodified, prompt, 8)
@@ -134,7 +107,7 @@ def test_python_is_asked_only_where_an_expert_is_remote(
         model, meter = load(checkpoint, pool, remote)
         counting = Counting(pool, monkeypatch)
         with serving(model, meter) as engine:
-            answers(engine)
+            answers(engine, PROMPTS)
         assert set(counting.stops) == stops
         monkeypatch.undo()
 
@@ -145,7 +118,7 @@ def test_a_call_that_is_lost_or_too_large_changes_no_answer(
     remote = ((0, 1), (0, 1, 2, 3), (2,))
     model, meter = load(checkpoint, pool, remote)
     with serving(model, meter) as engine:
-        expected = answers(engine)
+        expected = answers(engine, PROMPTS)
     lossy = InProcessTransport(checkpoint.model_dir)
     lossy.refuse = {0, 2}
     limit = 512 + 4 * 10 + 5 * (4 * 32 + 2 * 8)  # five rows a call
@@ -154,7 +127,7 @@ def test_a_call_that_is_lost_or_too_large_changes_no_answer(
             checkpoint, pool, remote, transport=transport, payload_limit_bytes=limit_bytes
         )
         with serving(model, meter) as engine:
-            got = answers(engine)
+            got = answers(engine, PROMPTS)
         for ours, theirs in zip(got, expected, strict=True):
             assert ours[0] == theirs[0]
             assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
@@ -170,7 +143,7 @@ def test_calls_say_whether_the_caller_computes_beside(
     model, meter = load(checkpoint, pool, ((0, 1), (0, 1, 2, 3), ()), transport=transport)
     for _ in range(2):
         with serving(model, meter) as engine:
-            answers(engine)
+            answers(engine, PROMPTS)
         said = {layer: {c.beside for c in transport.calls if c.layer == layer} for layer in (0, 1)}
         # A lone token's two experts may both be elsewhere.
         assert beside in said[0]
