@@ -104,7 +104,7 @@ def forecast(
     slo: Slo | None,
 ) -> Forecast:
     """Forecast one request from its loads; `main_memory_gb` is what the main function bills."""
-    ttft_s = _scaled(measured.prefill_s_per_token, workload.prompt_tokens)
+    ttft_s = measured.prefill_s(workload.prompt_tokens)
     tpot_s = measured.decode_s_per_token
     late = slo is not None and (
         (ttft_s is not None and ttft_s > slo.ttft_s) or (tpot_s is not None and tpot_s > slo.tpot_s)
@@ -129,7 +129,7 @@ def _cost_usd(
     prices: PriceBook,
 ) -> float | None:
     """Price the ledger the request is expected to run up; None while a part of it is unknown."""
-    prefill_s = _scaled(measured.prefill_s_per_token, workload.prompt_tokens)
+    prefill_s = measured.prefill_s(workload.prompt_tokens)
     decode_s = _scaled(measured.decode_s_per_token, workload.decode_tokens)
     if workload.decode_tokens == 0:
         decode_s = 0.0

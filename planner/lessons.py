@@ -103,8 +103,8 @@ class Lessons:
         prefill, decode = check_observation(observation, self._model)
         steps = float(decode.sum(axis=1).max()) / self._model.top_k
         warm_ttft_s = max(0.0, observation.ttft_s - observation.cold_start_s)
-        # What remains of a cold request's TTFT is its functions' first work, not the model's.
-        usual_ttft_s = None if observation.cold_start_s > 0 else observation.ttft_s
+        cold = observation.cold_start_s > 0
+        usual_ttft_s = None if cold else observation.ttft_s
         self.calibration.observed(observation.plan_id, usual_ttft_s, observation.tpot_s)
         memories = [function.memory_gb for function in self._functions]
         self.learner.observe(
@@ -116,6 +116,7 @@ class Lessons:
                 main_memory_gb=None if deployed is None else deployed.main_memory_gb,
                 remote_memory_gb=sum(memories) / len(memories) if memories else 0.0,
                 ledger=observation.ledger,
+                cold=cold,
             )
         )
         if not prefill.any():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from planner.prefill_time import PrefillTime
 from remoe.ledger import Ledger
 
 __all__ = ["FinishedRequest", "Learner", "Measurements"]
@@ -17,12 +18,14 @@ __all__ = ["FinishedRequest", "Learner", "Measurements"]
 class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     """Moving averages over finished requests.
 
+    A prompt's first token takes `prefill_fixed_s` and `prefill_s_per_token`.
     `main_cpu_share` and `main_gpu_share` are the GB·s billed per planned GB and second in the main
     function: below 1 when requests share engine steps, and one of them 0 where all is on the other.
     `remote_s_per_call` is computing time of expert functions, as billed. `decode_tokens` is the
     mean number of tokens after the first (the paper's N^out).
     """
 
+    prefill_fixed_s: float | None = None
     prefill_s_per_token: float | None = None
     decode_s_per_token: float | None = None
     remote_s_per_call: float | None = None
@@ -31,10 +34,17 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens: float | None = None
     requests: int = 0
 
+    def prefill_s(self, prompt_tokens: int) -> float | None:
+        """Time to the first token of a prompt; None before a request has shown one."""
+        if self.prefill_fixed_s is None or self.prefill_s_per_token is None:
+            return None
+        return self.prefill_fixed_s + self.prefill_s_per_token * prompt_tokens
+
 
 class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, as far as it teaches. `ttft_s` is without cold starts; `main_memory_gb` is
-    what its plan said, `remote_memory_gb` the mean memory of the expert functions."""
+    """One request, as far as it teaches. `ttft_s` is without cold starts, `cold` if there was one;
+    `main_memory_gb` is what its plan said, `remote_memory_gb` the mean memory of the expert
+    functions."""
 
     prompt_tokens: int
     decode_tokens: float
@@ -43,6 +53,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
     main_memory_gb: float | None
     remote_memory_gb: float
     ledger: Ledger | None
+    cold: bool = False
 
 
 class Learner:
@@ -50,6 +61,7 @@ class Learner:
 
     def __init__(self, adaptation: float) -> None:
         self._adaptation = adaptation
+        self._prefill, self._warm = PrefillTime(adaptation), False
         self.measured = Measurements()
 
     def observe(self, request: FinishedRequest) -> None:
@@ -57,11 +69,11 @@ class Learner:
         requests = before.requests + 1
         cpu, gpu = self._main_shares(request)
         mean = before.decode_tokens or 0.0
+        self._learn_prefill(request)
+        fixed_s, s_per_token = self._prefill.line or (None, None)
         self.measured = Measurements(
-            prefill_s_per_token=self._blend(
-                before.prefill_s_per_token,
-                request.ttft_s / request.prompt_tokens if request.ttft_s > 0 else None,
-            ),
+            prefill_fixed_s=fixed_s,
+            prefill_s_per_token=s_per_token,
             decode_s_per_token=self._blend(before.decode_s_per_token, request.tpot_s),
             remote_s_per_call=self._blend(before.remote_s_per_call, self._call_s(request)),
             main_cpu_share=self._blend(before.main_cpu_share, cpu),
@@ -69,6 +81,15 @@ class Learner:
             decode_tokens=mean + (request.decode_tokens - mean) / requests,
             requests=requests,
         )
+
+    def _learn_prefill(self, request: FinishedRequest) -> None:
+        """What remains of a cold request's TTFT is its functions' first work, not the model's: it
+        counts only as long as there is nothing better."""
+        if request.ttft_s == 0 or (request.cold and self._warm):
+            return
+        if not request.cold and not self._warm:
+            self._prefill, self._warm = PrefillTime(self._adaptation), True
+        self._prefill.add(request.prompt_tokens, request.ttft_s)
 
     def _blend(self, before: float | None, sample: float | None) -> float | None:
         if before is None or sample is None:

@@ -29,6 +29,7 @@ from tests.planner.worlds import same_in_both
 
 PRICES = PriceBook(name="p", source="s", as_of="now", cpu_usd_per_gb_s=1.0, gpu_usd_per_gb_s=3.0)
 KNOWN = Measurements(
+    prefill_fixed_s=0.0,
     prefill_s_per_token=0.01,
     decode_s_per_token=0.1,
     remote_s_per_call=0.002,
@@ -117,7 +118,11 @@ def test_cost_is_the_expected_ledger_at_the_price_book() -> None:
 
 def test_a_gpu_main_function_is_priced_as_one() -> None:
     measured = Measurements(
-        prefill_s_per_token=0.01, main_cpu_share=0.0, main_gpu_share=0.5, requests=1
+        prefill_fixed_s=0.04,
+        prefill_s_per_token=0.006,
+        main_cpu_share=0.0,
+        main_gpu_share=0.5,
+        requests=1,
     )
     result = forecast(
         Workload(10, 0), [], main_memory_gb=2.0, measured=measured, prices=PRICES, slo=None
