@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 
 import aiohttp
@@ -183,11 +183,12 @@ class MainClient:
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._answered_at = -math.inf
+        self._open_streams = 0
 
     @property
     def warm(self) -> bool:
-        """Whether the main function must be running, because it answered a moment ago."""
-        return time.monotonic() - self._answered_at < _WARM_FOR_S
+        """Whether the main function must be running: it answers, or did a moment ago."""
+        return self._open_streams > 0 or time.monotonic() - self._answered_at < _WARM_FOR_S
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationStream]:
@@ -199,20 +200,29 @@ class MainClient:
             waited_s = time.perf_counter() - started
             if response.status != HTTPStatus.OK:
                 raise await self._refusal(response)
-            self._answered_at = time.monotonic()
             cold_start = _cold_start(response.headers, waited_s)
             # Whoever joins a start half-way learns little about how long one takes.
             if cold_start.activation_s > 0:
                 self._timings.started(cold_start.total_s)
-            yield GenerationStream(
-                response,
-                cold_start=cold_start,
-                silence_timeout_s=self._silence_timeout_s,
-                stall_timeout_s=self._stall_timeout_s,
-            )
+            with self._streaming():
+                yield GenerationStream(
+                    response,
+                    cold_start=cold_start,
+                    silence_timeout_s=self._silence_timeout_s,
+                    stall_timeout_s=self._stall_timeout_s,
+                )
         finally:
             # Unless all of it was read, this closes the connection.
             response.close()
+
+    @contextmanager
+    def _streaming(self) -> Iterator[None]:
+        self._open_streams += 1
+        try:
+            yield
+            self._answered_at = time.monotonic()
+        finally:
+            self._open_streams -= 1
 
     async def _open(self, body: bytes) -> aiohttp.ClientResponse:
         try:

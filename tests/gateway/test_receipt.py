@@ -15,7 +15,7 @@ from remoe.ledger import Ledger
 from remoe.money import Usage
 from remoe.prices import DEFAULT_PRICES
 from tests.gateway.conftest import Stack
-from tests.gateway.fakes import Gate
+from tests.gateway.fakes import Gate, stats
 from tests.gateway.tiny_text import MODEL
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
@@ -124,6 +124,37 @@ def test_only_a_main_function_at_zero_waits_for_the_plan(
         stack.planner.answer_gate.open()
         *_, last, done = lines
     assert done == "data: [DONE]"
+    assert '"plan_id":"plan-2"' in last
+    assert stack.main.requests[1].plan_id is None
+
+
+def test_a_main_function_that_streams_is_known_to_run(
+    stack: Stack, serve_gateway: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long ago it began to answer."""
+    monkeypatch.setattr("gateway.main_client._WARM_FOR_S", 0.0)
+    url = serve_gateway()
+    going_on, words = Gate(), stack.encode("one two")
+
+    async def say_slowly(request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        yield GenerateEvent(tokens=words[:1])
+        await going_on.passed()
+        yield GenerateEvent(tokens=words[1:])
+        yield GenerateEvent(finish="stop", stats=stats(request, len(words)))
+
+    stack.main.script = say_slowly
+    prompt = {"model": MODEL, "prompt": "which comes first", "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=prompt, timeout=20) as first:
+        running = first.iter_lines()
+        assert "data: " in next(running)
+        stack.main.say("one two")
+        stack.planner.answer_gate = Gate()
+        with httpx.stream("POST", f"{url}/v1/completions", json=prompt, timeout=20) as second:
+            lines = (line for line in second.iter_lines() if line.startswith("data: "))
+            assert '"finish_reason":null' in next(lines)
+            stack.planner.answer_gate.open()
+            *_, last, _done = lines
+        going_on.open()
     assert '"plan_id":"plan-2"' in last
     assert stack.main.requests[1].plan_id is None
 
