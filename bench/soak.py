@@ -7,7 +7,8 @@ answer of each kind of request, then asks them all at once and at random: chat a
 streamed and whole, several choices, stop strings, log-probabilities, schemas, tools, and clients
 that leave. Meanwhile processes are killed and frozen. It fails if an answer was wrong, if a finished
 answer is not in the ledger with the very amounts that its client was told, if the gateway's or the
-supervisor's memory grows, or if connections stay open.
+supervisor's memory grows, or if any process has more files open than before the load once idle
+connections are closed.
 """
 
 from __future__ import annotations
@@ -165,56 +166,88 @@ def _take(reply: Reply, told: dict[str, Any], part: str) -> None:
             reply.finishes[choice["index"]] = choice["finish_reason"]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A process when `over` requests were over; its open files by path, or kind if they have none."""
+
+    over: int
+    rss_mib: float
+    files: Counter[str]
+
+
 @dataclass
 class Watch:
-    """Memory and open files of every process, and how many requests were over by then."""
+    """Memory and open files of every process."""
 
     platform: Platform
     over: int = 0
-    open_before: dict[str, int] = field(default_factory=dict)
-    kinds_before: Counter[str] = field(default_factory=Counter)
-    samples: dict[tuple[str, int], list[tuple[int, float, int]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    samples: dict[tuple[str, int], list[Sample]] = field(default_factory=lambda: defaultdict(list))
+    before: dict[str, Counter[str]] = field(default_factory=dict)
+    """The open files of each role, before the load."""
 
     def look(self) -> None:
         found = [("supervisor", self.platform.process.pid)]
         found += [(role, pid) for role in ROLES for pid in self._pids(role)]
         for role, pid in found:
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                rss_mib = process.memory_info().rss / 2**20
-                self.samples[role, pid].append((self.over, rss_mib, process.num_fds()))
+            with contextlib.suppress(psutil.Error, OSError):  # it ended just now
+                rss_mib = psutil.Process(pid).memory_info().rss / 2**20
+                self.samples[role, pid].append(Sample(self.over, rss_mib, _open_files(pid)))
 
     def _pids(self, role: str) -> list[int]:
         with contextlib.suppress(OSError):  # one ended just now
             return self.platform.pids_of(role)
         return []
 
-    def gateway_files(self) -> Counter[str]:
-        """What the gateway has open: paths, and how many of each kind that has none."""
-        found: Counter[str] = Counter()
-        for pid in self._pids("gateway"):
-            for entry in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):  # closed just now
-                    found[entry.readlink().name.partition(":[")[0]] += 1
-        return found
+    def load_begins(self) -> None:
+        self.look()
+        self.before = {role: self.files(role) for role in ("supervisor", *ROLES)}
+
+    def files(self, role: str) -> Counter[str]:
+        """What the role's newest process had open when it was last looked at."""
+        lives = [taken for (name, _), taken in self.samples.items() if name == role]
+        return lives[-1][-1].files if lives else Counter()
+
+    def most_files(self, role: str) -> int:
+        return max(
+            sample.files.total()
+            for (name, _), taken in self.samples.items()
+            if name == role
+            for sample in taken
+        )
+
+    def settle(self) -> None:
+        """Look on until idle connections must have been closed."""
+        ends_at = time.monotonic() + SETTLE_S
+        while time.monotonic() < ends_at:
+            time.sleep(SAMPLE_PERIOD_S)
+            self.look()
 
     async def run(self) -> None:
         while True:
             self.look()
             await asyncio.sleep(SAMPLE_PERIOD_S)
 
-    def growth_mib(self, role: str) -> tuple[float, float, int]:
-        """Of the longest-lived process: growth over the second half of its life by a straight
-        line, its last memory, and its open files at the end."""
+    def growth_mib(self, role: str) -> tuple[float, float]:
+        """Of the longest-lived process: growth over the second half of its life under load by a
+        straight line, and its last memory."""
         lives = [taken for (name, _), taken in self.samples.items() if name == role]
-        longest = max(lives, key=len)
-        half = np.asarray(longest[len(longest) // 2 :], dtype=float)  # [samples, 3]
-        if len(half) < 3 or np.ptp(half[:, 0]) == 0:
-            return 0.0, longest[-1][1], longest[-1][2]
-        slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0])
-        return slope * float(np.ptp(half[:, 0])), longest[-1][1], longest[-1][2]
+        longest = [sample for sample in max(lives, key=len) if sample.over < self.over]
+        half = [(sample.over, sample.rss_mib) for sample in longest[len(longest) // 2 :]]
+        if len(half) < 3:
+            return 0.0, half[-1][1] if half else 0.0
+        overs, rss_mib = np.asarray(half, dtype=float).T  # [samples] each
+        if np.ptp(overs) == 0:
+            return 0.0, longest[-1].rss_mib
+        slope = float(np.polyfit(overs, rss_mib, 1)[0])
+        return slope * float(np.ptp(overs)), longest[-1].rss_mib
+
+
+def _open_files(pid: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            found[entry.readlink().name.partition(":[")[0]] += 1
+    return found
 
 
 class Faults:
@@ -294,9 +327,7 @@ async def soak(platform: Platform, watch: Watch, options: argparse.Namespace) ->
             assert right.done, (kind.name, right.error)
             known.append((kind, right))
             result.replies.append(right)
-        watch.look()
-        watch.kinds_before = watch.gateway_files()
-        watch.open_before = {role: taken[-1][2] for (role, _), taken in watch.samples.items()}
+        watch.load_begins()
         faults = Faults(platform, options.fault_every_s)
         began = time.monotonic()
         ends_at = began + options.minutes * 60
@@ -364,18 +395,19 @@ def check_ledger(home: Path, replies: list[Reply]) -> list[str]:
 def check_processes(watch: Watch) -> list[str]:
     problems = []
     for role in ("supervisor", *ROLES):
-        growth_mib, rss_mib, files = watch.growth_mib(role)
+        growth_mib, rss_mib = watch.growth_mib(role)
+        before, after = watch.before[role], watch.files(role)
+        more = after - before
         print(
             f"{role:14} {rss_mib:7.1f} MiB, {growth_mib:+6.1f} in the second half of the longest "
-            f"life; {files} files open, {watch.open_before.get(role, 0)} before"
+            f"life; {before.total()} files open before the load, {watch.most_files(role)} at most, "
+            f"{after.total()} afterwards, of them new: {dict(more)}"
         )
-        if role in {"supervisor", "gateway"}:  # the others were killed now and then
-            if growth_mib > MAX_GROWTH_MIB:
-                problems.append(f"{role} grew by {growth_mib:.1f} MiB")
-            if files > watch.open_before[role] + MAX_OPEN_MORE:
-                problems.append(f"{role} has {files} files open, {watch.open_before[role]} before")
-    more = watch.gateway_files() - watch.kinds_before
-    print(f"open in the gateway now and not before the load: {dict(more)}")
+        # The others were killed now and then.
+        if role in {"supervisor", "gateway"} and growth_mib > MAX_GROWTH_MIB:
+            problems.append(f"{role} grew by {growth_mib:.1f} MiB")
+        if after.total() > before.total() + MAX_OPEN_MORE:
+            problems.append(f"{role} has {after.total()} files open, {before.total()} before")
     return problems
 
 
@@ -411,8 +443,7 @@ def main() -> None:
             f"{options.clients} at once: {dict(result.outcomes)}"
         )
         problems = [*result.wrong, *check_ledger(platform.home, result.replies)]
-        time.sleep(SETTLE_S)
-        watch.look()
+        watch.settle()
         problems += check_processes(watch)
     for problem in problems[:20]:
         print(f"PROBLEM: {problem[:1000]}")
