@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.admission import Job
+from gateway.alarm import Alarm
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ChatFormat, CompletionFormat, ReplyFormat, WholeChoice
@@ -128,9 +129,11 @@ class Answer(Response):
     async def _stream(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
         """Send chunks as they come. The headers wait for the first one, or for one heartbeat."""
         stream = _EventStream(send, reply)
+        heartbeat = Alarm(self._heartbeat_s, generation.nudge)
         try:
             while not generation.finished():
-                deltas = await generation.next(self._heartbeat_s)
+                deltas = await generation.next()
+                heartbeat.heard()
                 if not deltas:
                     await stream.comment(generation.progress.comment())
                     continue
@@ -155,6 +158,8 @@ class Answer(Response):
                 raise
             _log.exception("a stream failed")
             await self._break_off(stream, internal_error(), cause=error)
+        finally:
+            heartbeat.stop()
 
     async def _break_off(
         self, stream: _EventStream, error: RemoeError, cause: Exception | None = None

@@ -14,8 +14,9 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
-from starlette.types import Lifespan
+from starlette.types import ASGIApp, Lifespan
 
 import remoe
 from gateway.access import Access, check_model_allowed
@@ -72,6 +73,16 @@ _EXPOSED_HEADERS = [
 ]
 
 
+class _Application(FastAPI):
+    """With our layers only: of FastAPI's own around them none does anything here, for each chunk."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
+        for layer, args, kwargs in reversed(self.user_middleware):
+            app = layer(app, *args, **kwargs)
+        return app
+
+
 class _State(TypedDict):
     services: Services
 
@@ -99,7 +110,7 @@ def create_app(settings: GatewaySettings, topology: Topology, *, public: bool = 
             "this address can be reached from other machines, and the ledger has no key yet: make "
             "one with `remoe key create NAME`, or set REMOE_GATEWAY_AUTH=off to let everybody in"
         )
-    app = FastAPI(
+    app = _Application(
         title="Remoe",
         version=remoe.__version__,
         lifespan=_lifespan(settings, topology, text, shared),

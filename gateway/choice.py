@@ -96,10 +96,10 @@ class Choice:
         Tokens after the one that completed a stop string do not count: they were never asked for.
         """
         shown = Shown()
-        if any(event.tokens for event in events):
+        tokens = [token for event in events for token in event.tokens]
+        if tokens:
             self.record.came(now)
         if self._plain and not any(event.logprobs for event in events):
-            tokens = [token for event in events for token in event.tokens]
             self.record.tokens += len(tokens)
             shown.text = self._detokenizer.push_all(tokens)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tokenizers import Tokenizer
 
 __all__ = ["Detokenizer"]
@@ -11,6 +13,13 @@ _REPLACEMENT = "\ufffd"
 _LONGEST_CHARACTER = 4
 # Pending tokens that are not the start of any character: cut rather than decode ever more.
 _PENDING_LIMIT = 32
+_REMEMBERED_TOKENS = 16_384
+
+
+@lru_cache(maxsize=_REMEMBERED_TOKENS)
+def _text_of(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text by itself: of each new token as the context of the next."""
+    return tokenizer.decode([token], skip_special_tokens=True)
 
 
 class Detokenizer:
@@ -69,14 +78,17 @@ class Detokenizer:
     def _settle(self, count: int) -> None:
         self._context = self._pending[:count]
         self._pending = self._pending[count:]
-        self._context_text = self._decode(self._context)
+        if count == 1:
+            self._context_text = _text_of(self._tokenizer, self._context[0])
+        else:
+            self._context_text = self._decode(self._context)
 
     def _shorten(self) -> None:
         """Keep one token as context if it is whole characters: what follows needs no more."""
-        last = self._context[-1:]
-        text = self._decode(last)
+        last = self._context[-1]
+        text = _text_of(self._tokenizer, last)
         if text and _REPLACEMENT not in text:
-            self._context, self._context_text = last, text
+            self._context, self._context_text = [last], text
 
     def _new_text(self, tokens: list[int]) -> str:
         return self._decode([*self._context, *tokens])[len(self._context_text) :]

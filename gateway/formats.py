@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -91,7 +91,7 @@ class _Format:
         return error.envelope()
 
     def __init__(self, job: Job, vocabulary: Vocabulary) -> None:
-        self.id = f"{self._prefix}-{uuid.uuid4().hex}"
+        self.id = f"{self._prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = job.model
         # With include_usage every chunk has the key; without it none has.

@@ -83,7 +83,7 @@ class Generation:
         self._ahead = [asyncio.Event() for _ in job.prompts]
         self._planned = asyncio.Event()
         self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
-        self._queue: asyncio.Queue[ChoiceDelta | _Failure] = asyncio.Queue(_QUEUE_LIMIT)
+        self._queue: asyncio.Queue[ChoiceDelta | _Failure | None] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
         self._stay = services.resident.enter()
         self._receipt: Receipt | None = None
@@ -123,23 +123,23 @@ class Generation:
             chosen += ranked[:n]
         return chosen
 
-    async def next(self, timeout_s: float | None = None) -> list[ChoiceDelta]:
-        """Wait for new text; an empty list means that the time passed without any.
+    def nudge(self) -> None:
+        """Let a `next` that waits return without any text."""
+        if self._queue.empty():
+            self._queue.put_nowait(None)
+
+    async def next(self) -> list[ChoiceDelta]:
+        """Wait for new text; an empty list means a nudge.
 
         Raises the first error of any choice, after the deltas that came before it.
         """
-        if self._queue.empty():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    items = [await self._queue.get()]
-            except TimeoutError:
-                return []
-        else:
-            items = [self._queue.get_nowait()]
+        items = [await self._queue.get()]
         while not self._queue.empty() and not isinstance(items[-1], _Failure):
             items.append(self._queue.get_nowait())
         deltas: list[ChoiceDelta] = []
         for item in items:
+            if item is None:
+                continue
             if isinstance(item, _Failure):
                 if not deltas:
                     raise item.error
@@ -237,7 +237,7 @@ class Generation:
         with self._services.line.place(self.job.choices):
             async with asyncio.TaskGroup() as group:
                 if self._services.main.warm and not self._services.joint:
-                    # Begins when this task first waits: by then the main function has been asked.
+                    # Begins when this task first waits: the main function has then been asked.
                     group.create_task(self._make_plans())
                 else:
                     await self._make_plans()
@@ -248,12 +248,12 @@ class Generation:
                 await self._generate(0)
 
     async def _make_plans(self) -> None:
-        self.plans = await asyncio.gather(
-            *(
-                self._plan(prompt, limit)
-                for prompt, limit in zip(self.job.prompts, self.job.max_new_tokens, strict=True)
-            )
-        )
+        plans = [
+            self._plan(prompt, limit)
+            for prompt, limit in zip(self.job.prompts, self.job.max_new_tokens, strict=True)
+        ]
+        # One by itself needs no task of its own.
+        self.plans = [await plans[0]] if len(plans) == 1 else await asyncio.gather(*plans)
         names = {name for plan in self.plans if plan for name in plan.prewarm}
         self._services.prewarmer.wake(sorted(names))
         self._planned.set()

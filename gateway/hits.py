@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
+from remoe.experts import Partition
 from remoe.generation import GenerationStats
 from remoe.plan import Plan
 
@@ -15,7 +18,7 @@ def predicted_hit_rate(plan: Plan) -> float | None:
     """The share of routes that the plan's profile sends to experts of its own partition."""
     profile = np.asarray(plan.profile)  # [layers, experts]
     total = profile.sum()
-    return float(profile[~_remote(plan)].sum() / total) if total > 0 else None
+    return float(profile[_local(plan.partition)].sum() / total) if total > 0 else None
 
 
 def count_hits(plan: Plan, stats: GenerationStats) -> tuple[int, int]:
@@ -23,7 +26,7 @@ def count_hits(plan: Plan, stats: GenerationStats) -> tuple[int, int]:
     counts = _counts(stats)
     if counts.shape != (len(plan.partition.remote), plan.partition.experts):
         return 0, 0
-    return int(counts[~_remote(plan)].sum()), int(counts.sum())
+    return int(counts[_local(plan.partition)].sum()), int(counts.sum())
 
 
 def activation_error(plan: Plan, stats: GenerationStats) -> float | None:
@@ -47,8 +50,9 @@ def _counts(stats: GenerationStats) -> NDArray[np.int64]:
     return np.add(prefill, decode, dtype=np.int64)
 
 
-def _remote(plan: Plan) -> NDArray[np.bool_]:
-    mask = np.zeros((len(plan.partition.remote), plan.partition.experts), dtype=bool)
-    for layer, experts in enumerate(plan.partition.remote):
-        mask[layer, list(experts)] = True
+@lru_cache(maxsize=64)  # most requests in a row have plans of few partitions
+def _local(partition: Partition) -> NDArray[np.bool_]:
+    mask = np.ones((len(partition.remote), partition.experts), dtype=bool)
+    for layer, experts in enumerate(partition.remote):
+        mask[layer, list(experts)] = False
     return mask

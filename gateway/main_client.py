@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 import structlog
 
+from gateway.alarm import Alarm
 from gateway.line import Line
 from gateway.receipt import WARM, MainColdStart
 from gateway.timings import Timings
@@ -83,6 +84,7 @@ class GenerationStream:
         self._response = response
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
+        self._waits = False
 
     async def batches(self) -> AsyncGenerator[Sequence[GenerateEvent], None]:
         """Yield events as they arrive together, up to and with the one that has `finish`.
@@ -91,52 +93,69 @@ class GenerationStream:
         DeadlineError if it is only reports that come for too long.
         """
         rest = b""
-        moved_at = time.monotonic()
-        while True:
-            *lines, rest = (rest + await self._data(moved_at)).split(b"\n")
-            events: list[GenerateEvent] = []
-            failure: InterruptedGenerationError | None = None
-            for line in lines:
-                try:
-                    event = _decode(line)
-                except InterruptedGenerationError as error:
-                    failure = error
-                    break
-                if event.finish == "error":
-                    _log.error("the main function failed", reason=event.error)
-                    failure = InterruptedGenerationError(
-                        "The model failed while it worked on the answer. Send the request again."
-                    )
-                    event = GenerateEvent(ledger=event.ledger)
-                if event.tokens:
-                    moved_at = time.monotonic()
-                events.append(event)
-            if events:
-                yield events
-                if events[-1].finish is not None:
-                    return
-            if failure is not None:
-                raise failure
-
-    async def _data(self, moved_at: float) -> bytes:
-        stalled_at = moved_at + self._stall_timeout_s
-        limit_s = min(self._silence_timeout_s, stalled_at - time.monotonic())
+        silence = Alarm(self._silence_timeout_s, lambda: self._give_up(self._silent))
+        stall = Alarm(self._stall_timeout_s, lambda: self._give_up(self._stalled))
         try:
-            async with asyncio.timeout(limit_s):
-                data = await self._response.content.readany()
-        except TimeoutError:
-            if time.monotonic() < stalled_at:
-                raise _lost(f"silent for {self._silence_timeout_s:g} s") from None
-            raise DeadlineError(
-                f"The model produced nothing for {self._stall_timeout_s:g} s, so the request "
-                "was given up. Try again later."
-            ) from None
+            while True:
+                # Only a reader that waits can be kept waiting: a slow client holds this one up.
+                silence.heard()
+                *lines, rest = (rest + await self._data()).split(b"\n")
+                events, failure = _read(lines)
+                if any(event.tokens for event in events):
+                    stall.heard()
+                if events:
+                    yield events
+                    if events[-1].finish is not None:
+                        return
+                if failure is not None:
+                    raise failure
+        finally:
+            silence.stop()
+            stall.stop()
+
+    async def _data(self) -> bytes:
+        self._waits = True
+        try:
+            data = await self._response.content.readany()
         # What TCP itself finds out comes as an OSError, a client error or not.
         except (aiohttp.ClientError, OSError) as error:
             raise _lost(repr(error)) from error
+        finally:
+            self._waits = False
         if not data:
             raise _lost("the stream ended early")
         return data
+
+    def _give_up(self, reason: Callable[[], RemoeError]) -> None:
+        if self._waits:
+            self._response.content.set_exception(reason())
+
+    def _silent(self) -> RemoeError:
+        return _lost(f"silent for {self._silence_timeout_s:g} s")
+
+    def _stalled(self) -> RemoeError:
+        return DeadlineError(
+            f"The model produced nothing for {self._stall_timeout_s:g} s, so the request "
+            "was given up. Try again later."
+        )
+
+
+def _read(lines: list[bytes]) -> tuple[list[GenerateEvent], InterruptedGenerationError | None]:
+    """The events up to the first that tells of a failure, or cannot be read, and that failure."""
+    events: list[GenerateEvent] = []
+    for line in lines:
+        try:
+            event = _decode(line)
+        except InterruptedGenerationError as error:
+            return events, error
+        if event.finish == "error":
+            _log.error("the main function failed", reason=event.error)
+            events.append(GenerateEvent(ledger=event.ledger))
+            return events, InterruptedGenerationError(
+                "The model failed while it worked on the answer. Send the request again."
+            )
+        events.append(event)
+    return events, None
 
 
 def _decode(line: bytes) -> GenerateEvent:

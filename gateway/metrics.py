@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -42,11 +45,13 @@ class Metrics:
         self._make_state()
 
     def _make_traffic(self) -> None:
-        self._requests = Counter(
-            "remoe_requests",
-            "HTTP requests by route and status (499: the client left)",
-            ["route", "status"],
-            registry=self._registry,
+        self._requests = cache(
+            Counter(
+                "remoe_requests",
+                "HTTP requests by route and status (499: the client left)",
+                ["route", "status"],
+                registry=self._registry,
+            ).labels
         )
         self._errors = self._counter("remoe_errors", "Requests that failed, by error code", "code")
         self._tokens = self._counter("remoe_tokens", "Tokens of finished requests", "kind")
@@ -78,20 +83,24 @@ class Metrics:
             "In the gateway before the main function was asked: checks, template, tokens, plan",
             _SHORT_SECONDS,
         )
-        self._cold_starts = Histogram(
-            "remoe_cold_start_seconds",
-            "What requests waited for functions at zero; warm requests are not counted",
-            ["function"],
-            registry=self._registry,
-            buckets=_SECONDS,
+        self._cold_starts = cache(
+            Histogram(
+                "remoe_cold_start_seconds",
+                "What requests waited for functions at zero; warm requests are not counted",
+                ["function"],
+                registry=self._registry,
+                buckets=_SECONDS,
+            ).labels
         )
 
-        self._cold_phases = Histogram(
-            "remoe_cold_start_phase_seconds",
-            "What requests waited for a main function at zero, by phase of its start",
-            ["phase"],
-            registry=self._registry,
-            buckets=_SECONDS,
+        self._cold_phases = cache(
+            Histogram(
+                "remoe_cold_start_phase_seconds",
+                "What requests waited for a main function at zero, by phase of its start",
+                ["phase"],
+                registry=self._registry,
+                buckets=_SECONDS,
+            ).labels
         )
 
     def _make_experts(self) -> None:
@@ -102,24 +111,28 @@ class Metrics:
         self._fallbacks = self._plain(
             "remoe_local_fallbacks", "Calls computed from the checkpoint: a function was lost"
         )
-        self._hit_rate = Histogram(
-            "remoe_hit_rate",
-            "Share of routes to experts in the main function, as planned and as it came",
-            ["kind"],
-            registry=self._registry,
-            buckets=_SHARES,
+        self._hit_rate = cache(
+            Histogram(
+                "remoe_hit_rate",
+                "Share of routes to experts in the main function, as planned and as it came",
+                ["kind"],
+                registry=self._registry,
+                buckets=_SHARES,
+            ).labels
         )
         self._activation_error = self._histogram(
             "remoe_activation_error",
             "Part of the routes that went elsewhere than predicted (total variation, 0 to 1)",
             _SHARES,
         )
-        self._ratios = Histogram(
-            "remoe_actual_to_predicted",
-            "What a request took, over what its plan had said",
-            ["what"],
-            registry=self._registry,
-            buckets=_RATIOS,
+        self._ratios = cache(
+            Histogram(
+                "remoe_actual_to_predicted",
+                "What a request took, over what its plan had said",
+                ["what"],
+                registry=self._registry,
+                buckets=_RATIOS,
+            ).labels
         )
 
     def _make_balance(self) -> None:
@@ -194,8 +207,9 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(name, text, registry=self._registry, buckets=buckets)
 
-    def _counter(self, name: str, text: str, label: str) -> Counter:
-        return Counter(name, text, [label], registry=self._registry)
+    def _counter(self, name: str, text: str, label: str) -> Callable[[str], Counter]:
+        """One counter for each value of the label."""
+        return cache(Counter(name, text, [label], registry=self._registry).labels)
 
     def _plain(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self._registry)
@@ -205,15 +219,15 @@ class Metrics:
 
     def observe(self, event: RequestFinished) -> None:
         trace = event.trace
-        self._requests.labels(trace.route, str(trace.status)).inc()
+        self._requests(trace.route, str(trace.status)).inc()
         if trace.error_code is not None:
-            self._errors.labels(trace.error_code).inc()
+            self._errors(trace.error_code).inc()
         receipt = trace.receipt
         if receipt is None:
             return
-        self._tokens.labels("prompt").inc(trace.prompt_tokens)
-        self._tokens.labels("completion").inc(trace.completion_tokens)
-        self._plans.labels(receipt.plan).inc()
+        self._tokens("prompt").inc(trace.prompt_tokens)
+        self._tokens("completion").inc(trace.completion_tokens)
+        self._plans(receipt.plan).inc()
         self._observe_latencies(trace, receipt)
         self._observe_experts(trace, receipt)
         self._observe_money(receipt)
@@ -235,7 +249,7 @@ class Metrics:
             ("experts", receipt.cold_start.experts_ms),
         ):
             if cold_ms > 0:
-                self._cold_starts.labels(function).observe(cold_ms / 1e3)
+                self._cold_starts(function).observe(cold_ms / 1e3)
 
         cold = receipt.cold_start
         for phase, phase_ms in (
@@ -244,7 +258,7 @@ class Metrics:
             ("load", cold.load_ms),
         ):
             if phase_ms > 0:
-                self._cold_phases.labels(phase).observe(phase_ms / 1e3)
+                self._cold_phases(phase).observe(phase_ms / 1e3)
 
     def _observe_experts(self, trace: Trace, receipt: Receipt) -> None:
         self._remote_calls.inc(receipt.remote_calls)
@@ -255,7 +269,7 @@ class Metrics:
         predicted = receipt.predicted
         for kind, rate in (("predicted", predicted.hit_rate), ("actual", receipt.hit_rate)):
             if rate is not None:
-                self._hit_rate.labels(kind).observe(rate)
+                self._hit_rate(kind).observe(rate)
         stats = trace.records[0].stats if trace.records else None
         if trace.plan is not None and stats is not None:
             error = activation_error(trace.plan, stats)
@@ -271,20 +285,20 @@ class Metrics:
             ("cost", receipt.cost_usd, predicted.cost_usd),
         ):
             if actual is not None and expected:
-                self._ratios.labels(what).observe(max(0.0, actual) / expected)
+                self._ratios(what).observe(max(0.0, actual) / expected)
 
     def _observe_money(self, receipt: Receipt) -> None:
         if receipt.cost is not None:
-            self._cost.labels("main_gpu").inc(receipt.cost.main_gpu_usd)
-            self._cost.labels("main_cpu").inc(receipt.cost.main_cpu_usd)
-            self._cost.labels("remote").inc(receipt.cost.remote_usd)
+            self._cost("main_gpu").inc(receipt.cost.main_gpu_usd)
+            self._cost("main_cpu").inc(receipt.cost.main_cpu_usd)
+            self._cost("remote").inc(receipt.cost.remote_usd)
         for part, amount in (
             ("main_gpu", receipt.main_gpu_gb_s),
             ("main_cpu", receipt.main_cpu_gb_s),
             ("remote", receipt.remote_gb_s),
         ):
             if amount is not None:
-                self._memory.labels(part).inc(amount)
+                self._memory(part).inc(amount)
         if receipt.resident is not None:
             self._resident_memory.inc(max(0.0, receipt.resident.gb_s))
             self._resident_cost.inc(max(0.0, receipt.resident.cost_usd or 0.0))

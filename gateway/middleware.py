@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -36,7 +36,7 @@ class RequestTracing:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         trace = Trace(
-            request_id=given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex,
+            request_id=given if _SANE_ID.fullmatch(given) else secrets.token_hex(16),
             received_at=time.perf_counter(),
         )
         scope.setdefault("state", {})["trace"] = trace

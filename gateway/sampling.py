@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -12,6 +13,8 @@ from remoe.errors import InvalidRequestError
 from remoe.generation import SamplingParams
 
 __all__ = ["SamplingDefaults", "sampling_params"]
+
+_Value = TypeVar("_Value", int, float)
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True):
@@ -23,29 +26,28 @@ class SamplingDefaults(msgspec.Struct, frozen=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def under(self, request: GenerationFields) -> GenerationFields:
-        """The request with these values in the fields that it leaves out."""
-        recommended = {
-            name: value
-            for name in self.__struct_fields__
-            if name not in request.model_fields_set and (value := getattr(self, name)) is not None
-        }
-        return request.model_copy(update=recommended) if recommended else request
-
 
 def sampling_params(
     request: GenerationFields, defaults: SamplingDefaults, *, sample: int, vocab_size: int
 ) -> SamplingParams:
     """The parameters of the `sample`-th answer, counted from 0, to one prompt."""
-    request = defaults.under(request)
+    given = request.model_fields_set
+
+    def settled(name: str, own: _Value, recommended: _Value | None) -> _Value:
+        return own if name in given or recommended is None else recommended
+
+    top_p = settled("top_p", request.top_p, defaults.top_p)
+    top_k = settled("top_k", request.top_k, defaults.top_k)
     # top_p 0 keeps only the most likely token; as a probability mass it would keep none.
-    greedy = request.top_p == 0
+    greedy = top_p == 0
     return SamplingParams(
-        temperature=request.temperature,
-        top_p=1.0 if greedy else request.top_p,
-        top_k=1 if greedy else max(request.top_k, 0),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
+        temperature=settled("temperature", request.temperature, defaults.temperature),
+        top_p=1.0 if greedy else top_p,
+        top_k=1 if greedy else max(top_k, 0),
+        min_p=settled("min_p", request.min_p, defaults.min_p),
+        repetition_penalty=settled(
+            "repetition_penalty", request.repetition_penalty, defaults.repetition_penalty
+        ),
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=_logit_bias(request.logit_bias, vocab_size),

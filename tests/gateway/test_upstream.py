@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import aiohttp
 import httpx
@@ -16,7 +18,9 @@ import pytest
 from starlette.responses import PlainTextResponse, Response
 
 from gateway.background import Background
+from gateway.main_client import GenerationStream, LostMainFunctionError
 from gateway.outbox import Outbox, UndeliverableError
+from gateway.receipt import WARM
 from gateway.upstream import DEAD_AFTER_S, open_upstream
 from remoe.errors import ContextLengthError, ExpertUnavailableError, QueueFullError, RemoeError
 from remoe.generation import GenerateEvent, GenerateRequest
@@ -150,6 +154,97 @@ def test_reports_show_that_a_silent_main_function_is_alive(
     assert reply.json()["choices"][0]["message"]["content"] == "Paris"
     assert silences == []
     stack.main.cancelled.wait()
+
+
+class Content:
+    """A response's body of one line, which notes what it is to fail with."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+        self.left = [msgspec.json.encode(GenerateEvent(tokens=[1])) + b"\n"]
+
+    async def readany(self) -> bytes:
+        return self.left.pop() if self.left else await asyncio.get_running_loop().create_future()
+
+    def set_exception(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+def test_a_slow_client_does_not_make_a_main_function_silent() -> None:
+    async def read() -> None:
+        content = Content()
+        stream = GenerationStream(
+            cast(aiohttp.ClientResponse, SimpleNamespace(content=content)),
+            cold_start=WARM,
+            silence_timeout_s=60,
+            stall_timeout_s=60,
+        )
+        batches = stream.batches()
+        await anext(batches)
+        # Nobody asks for the next batch: the client has not taken this one yet.
+        stream._give_up(stream._silent)
+        assert content.errors == []
+        waiting = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        stream._give_up(stream._silent)
+        assert [type(error) for error in content.errors] == [LostMainFunctionError]
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("size_bytes", [1, 1_000_000])
+def test_a_request_is_on_its_way_when_it_is_made(size_bytes: int) -> None:
+    """A large one too, that has to wait for its reader in the middle."""
+    sent = bytes(range(256)) * (size_bytes // 256) + b"x" * (size_bytes % 256)
+    got: list[bytes] = []
+    steps: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n")
+            got.append(await reader.readexactly(size_bytes))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async def ask(http: aiohttp.ClientSession, url: str) -> int:
+        async with http.post(url, data=sent) as response:
+            return response.status
+
+    async def both() -> int:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, open_upstream() as http:
+            await ask(http, url)  # from now on there is a connection
+            transport_of(http, steps)
+            asking = asyncio.create_task(ask(http, url))
+            asyncio.get_running_loop().call_soon(steps.append, "the next in turn")
+            return await asking
+
+    assert asyncio.run(both()) == 200
+    assert got == [sent, sent]
+    assert steps == ["written", "the next in turn"]
+
+
+def transport_of(http: aiohttp.ClientSession, steps: list[str]) -> None:
+    """Note when the pool's one connection is first written to."""
+    assert http.connector is not None
+    ((protocol, _),) = next(iter(http.connector._conns.values()))
+    assert protocol.transport is not None
+    transport: asyncio.Transport = protocol.transport
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    class Noting:
+        def write(self, data: bytes) -> None:
+            if not steps:
+                steps.append("written")
+            transport.write(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(transport, name)
+
+    protocol.transport = cast(asyncio.Transport, Noting())
 
 
 @pytest.mark.parametrize("fresh", [False, True])
