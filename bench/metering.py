@@ -1,47 +1,42 @@
-"""What the ledger costs: two gateways, one that writes it and one that does not, in turns.
+"""What the ledger costs: gateways that write it and gateways that do not, in turns.
 
-    python bench/metering.py --model DIR [--rounds 20] [--tokens 64] [--postgresql URL]
+    python bench/metering.py --model DIR [--interval-ms 20] [--rounds 40] [--postgresql URL]
 
-Both have the same fake main function behind them, which streams tokens as fast as it can. A round
-sends the same streams to one gateway and then to the other; the ratio of their processor time and
-of their wall time is taken round by round, and the median of rounds is printed: the machine's
-moods cancel out, and a second gateway without a ledger shows how far they do. The target is 1.03 at most (processor time).
+All have the same main function behind them, which streams a token every 20 ms, as a model does; with
+`--interval-ms 0` as fast as they go, which leaves of a request little but its row. A round sends the
+same streams to each gateway, in an order that changes from round to round. Gateways have a
+processor of their own, load and main function another. Processor time is the scheduler's, of all
+threads, in nanoseconds. Each ratio is the median over rounds of a gateway's time over the first
+one's in the same round, with its 95 % confidence interval; two gateways without a ledger show how
+far two equal ones are apart. The target is 1.03 at most (processor time).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import msgspec
-import psutil
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
+from bench.streaming.clients import load
+from bench.streaming.processes import Running, gateway, upstream
 from remoe.accounts.database import open_database
 from remoe.accounts.entries import Entry
 from remoe.accounts.writer import LedgerWriter
-from remoe.generation import GenerateEvent, GenerateRequest, GenerationStats
-from remoe.ledger import Ledger
-from remoe.topology import Topology
 
-_STREAMS = 32
-_TOKEN = 300
-_ENTRY = msgspec.convert(
+MODEL = "model"
+STREAMS = 32
+# Of a fast answer more are needed for a round to take a while.
+ANSWERS_EACH, FAST_ANSWERS_EACH = 1, 8
+WARM_UP_ROUNDS = 2
+ENTRY = msgspec.convert(
     {
         field.name: {int: 1, str: "bench", bool: True}.get(field.type)
         for field in msgspec.structs.fields(Entry)
@@ -51,190 +46,101 @@ _ENTRY = msgspec.convert(
 )
 
 
-async def _generate(request: Request) -> Response:
-    asked = msgspec.json.decode(await request.body(), type=GenerateRequest)
-    return StreamingResponse(_events(asked), media_type="application/x-ndjson")
+def round_s(started: Running, *, answers: int, tokens: int) -> tuple[float, float]:
+    """Processor and wall seconds that some streams take a gateway."""
+    before, began = started.scheduled_s(), time.perf_counter()
+    load(started.port, MODEL, clients=STREAMS, rounds=answers, tokens=[tokens])
+    return started.scheduled_s() - before, time.perf_counter() - began
 
 
-async def _events(asked: GenerateRequest) -> AsyncIterator[bytes]:
-    counts = [[1] * 8] * 30
-    line = msgspec.json.encode(GenerateEvent(tokens=[_TOKEN])) + b"\n"
-    for _ in range(asked.max_new_tokens):
-        yield line
-        await asyncio.sleep(0)
-    stats = GenerationStats(
-        queue_s=0.0,
-        first_token_s=0.1,
-        total_s=1.0,
-        prompt_tokens=len(asked.prompt_tokens),
-        output_tokens=asked.max_new_tokens,
-        deployment_plan_id="fake",
-        ledger=Ledger(main_cpu_gb_s=1.5, remote_gb_s=0.5, remote_calls=100),
-        prefill_counts=counts,
-        decode_counts=counts,
-    )
-    yield msgspec.json.encode(GenerateEvent(finish="length", stats=stats)) + b"\n"
+def measure(gateways: dict[str, Running], *, rounds: int, answers: int, tokens: int) -> float:
+    """Print processor and wall time in turns; returns a request's processor seconds without."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in gateways}
+    names = list(gateways)
+    for number in range(WARM_UP_ROUNDS + rounds):
+        turn = number % len(names)
+        for name in (*names[turn:], *names[:turn])[:: 1 if number % 2 else -1]:
+            found = round_s(gateways[name], answers=answers, tokens=tokens)
+            if number >= WARM_UP_ROUNDS:
+                taken[name].append(found)
+    requests = STREAMS * answers
+    for name, found in taken.items():
+        cpu_s, wall_s = (statistics.median(values) for values in zip(*found, strict=True))
+        print(
+            f"{name:12} {cpu_s / requests * 1e3:7.3f} ms of processor a request, "
+            f"{requests / wall_s:7.1f} requests/s"
+        )
+    for name in names[1:]:
+        for part, what in enumerate(("processor time", "wall time")):
+            ratios = [a[part] / b[part] for a, b in zip(taken[name], taken["off"], strict=True)]
+            low, high = interval(ratios)
+            print(f"{name} / off: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}) {what}")
+    return statistics.median(cpu_s for cpu_s, _ in taken["off"]) / requests
 
 
-def _serve_fake(port: int) -> None:
-    app = Starlette(routes=[Route("/v1/generate", _generate, methods=["POST"])])
-    uvicorn.run(app, port=port, log_config=None, access_log=False)
+def interval(values: list[float]) -> tuple[float, float]:
+    """Where the median is with 95 % confidence, by ranks: whatever the distribution."""
+    ordered, count = sorted(values), len(values)
+    first = max(0, math.floor(count / 2 - 1.96 * math.sqrt(count) / 2))
+    return ordered[first], ordered[count - 1 - first]
 
 
-@contextmanager
-def _process(*arguments: str, env: dict[str, str], port: int) -> Iterator[psutil.Process]:
-    child = subprocess.Popen(
-        [sys.executable, *arguments], env={**os.environ, **env}, stderr=subprocess.DEVNULL
-    )
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if child.poll() is not None:
-                    sys.exit(f"{arguments} ended with status {child.returncode}")
-                time.sleep(0.05)
-        yield psutil.Process(child.pid)
-    finally:
-        child.terminate()
-        child.wait(timeout=20)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-async def _stream(client: httpx.AsyncClient, url: str, body: dict[str, object]) -> None:
-    async with client.stream("POST", f"{url}/v1/completions", json=body) as reply:
-        assert reply.status_code == 200, await reply.aread()
-        tail = b""
-        async for chunk in reply.aiter_raw():
-            tail = (tail + chunk)[-20:]
-        assert tail.endswith(b"data: [DONE]\n\n"), tail
-
-
-async def _round(url: str, process: psutil.Process, body: dict[str, object]) -> tuple[float, float]:
-    """Processor and wall seconds of some streams, `_STREAMS` at a time."""
-    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
-        await _stream(client, url, body)
-        before, began = process.cpu_times(), time.perf_counter()
-        for _ in range(2):
-            await asyncio.gather(*(_stream(client, url, body) for _ in range(_STREAMS)))
-        after = process.cpu_times()
-    cpu_s = after.user + after.system - before.user - before.system
-    return cpu_s, time.perf_counter() - began
-
-
-async def _row_cost_s(url: str) -> float:
-    """Processor seconds that `record` takes for a row, at 200 requests a second, without gateways.
-
-    Small against the moods of a shared machine, and so measured by itself too.
-    """
+async def row_cost_s(url: str) -> float:
+    """Processor seconds that `record` takes for a row, at 200 requests a second, without gateways."""
     writer = LedgerWriter(open_database(url))
-    named = msgspec.structs.asdict(_ENTRY)
+    named = msgspec.structs.asdict(ENTRY)
 
     async def client(name: str, *, recorded: bool) -> None:
         for number in range(25):
-            await asyncio.sleep(_STREAMS / 200)
+            await asyncio.sleep(STREAMS / 200)
             entry = Entry(**{**named, "id": f"{name}-{number}"})
             if recorded:
                 await writer.record(entry)
 
-    async def load(name: str, *, recorded: bool) -> float:
+    async def rows(name: str, *, recorded: bool) -> float:
         before = time.process_time()
         async with asyncio.TaskGroup() as group:
-            for stream in range(_STREAMS):
+            for stream in range(STREAMS):
                 group.create_task(client(f"{name}-{stream}", recorded=recorded))
-        return (time.process_time() - before) / (25 * _STREAMS)
+        return (time.process_time() - before) / (25 * STREAMS)
 
     differences = [
-        await load(f"{number}", recorded=True) - await load("", recorded=False)
-        for number in range(5)
+        await rows(f"{number}", recorded=True) - await rows("", recorded=False)
+        for number in range(3)
     ]
     await writer.close()
     return statistics.median(differences)
 
 
-async def _measure(
-    gateways: dict[str, tuple[str, psutil.Process]], body: dict[str, object], rounds: int
-) -> float:
-    """Print processor and wall time in turns; returns a request's processor seconds without."""
-    cpu: dict[str, list[float]] = {name: [] for name in gateways}
-    wall: dict[str, list[float]] = {name: [] for name in gateways}
-    for number in range(rounds + 2):
-        names = list(gateways) if number % 2 else list(reversed(gateways))
-        for name in names:
-            cpu_s, wall_s = await _round(*gateways[name], body)
-            if number >= 2:  # the first ones warm up
-                cpu[name].append(cpu_s)
-                wall[name].append(wall_s)
-    requests = 2 * _STREAMS
-    for name in gateways:
-        cpu_ms = statistics.median(cpu[name]) / requests * 1e3
-        per_s = requests / statistics.median(wall[name])
-        print(f"{name:12} {cpu_ms:7.3f} ms of processor a request, {per_s:7.1f} requests/s")
-    for name in list(gateways)[1:]:
-        ratios = [
-            statistics.median(a / b for a, b in zip(taken[name], taken["off"], strict=True))
-            for taken in (cpu, wall)
-        ]
-        print(f"{name} / off: {ratios[0]:.3f} processor time, {ratios[1]:.3f} wall time")
-    return statistics.median(cpu["off"]) / requests
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a model folder, for its tokenizer")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", type=Path, required=True, help="a folder, for its tokenizer")
+    parser.add_argument("--interval-ms", type=float, default=20, help="between two tokens")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--postgresql", help="measure this database too")
-    parser.add_argument("--serve-fake", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve_fake:
-        _serve_fake(options.serve_fake)
-        return
-    if options.model is None:
-        parser.error("--model is needed")
+    *_, first, second = (0, *sorted(os.sched_getaffinity(0)))  # the same one if there is only one
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
-        fake = _free_port()
-        exits.enter_context(_process(__file__, "--serve-fake", str(fake), env={}, port=fake))
-        topology = Topology(
-            model="model",
-            model_dir=str(options.model),
-            gateway_url="http://127.0.0.1:1",
-            planner_url="http://127.0.0.1:1",
-            main_url=f"http://127.0.0.1:{fake}",
-            main_memory_gb=1.0,
-            experts=[],
-        )
-        topology.save(folder / "topology.json")
-        # The second one without a ledger is the control: how far apart are two equal gateways?
+        interval_s = options.interval_ms / 1e3
+        behind = exits.enter_context(upstream(options.model, interval_s=interval_s))
+        behind.pin(second)
         ledgers = {"off": "", "control": "", "sqlite": f"sqlite:///{folder / 'ledger.db'}"}
         if options.postgresql:
             ledgers["postgresql"] = options.postgresql
         gateways = {}
         for name, ledger in ledgers.items():
-            port = _free_port()
-            env = {
-                "REMOE_TOPOLOGY": str(folder / "topology.json"),
-                "REMOE_GATEWAY_AUTH": "off",
-                "REMOE_LOG_LEVEL": "error",
-                "PORT": str(port),
-                **({"REMOE_GATEWAY_LEDGER": ledger} if ledger else {}),
-            }
-            process = exits.enter_context(_process("-m", "gateway", env=env, port=port))
-            gateways[name] = (f"http://127.0.0.1:{port}", process)
-        body: dict[str, object] = {
-            "model": "model",
-            "prompt": "Hello",
-            "max_tokens": options.tokens,
-            "stream": True,
-        }
-        request_s = asyncio.run(_measure(gateways, body, options.rounds))
-        row_s = asyncio.run(_row_cost_s(f"sqlite:///{folder / 'direct.db'}"))
+            variables = {"REMOE_GATEWAY_LEDGER": ledger} if ledger else {}
+            started = exits.enter_context(
+                gateway(MODEL, options.model, behind.port, folder=folder, **variables)
+            )
+            started.pin(first)
+            gateways[name] = started
+        os.sched_setaffinity(0, {second})
+        answers = ANSWERS_EACH if interval_s else FAST_ANSWERS_EACH
+        request_s = measure(gateways, rounds=options.rounds, answers=answers, tokens=options.tokens)
+        row_s = asyncio.run(row_cost_s(f"sqlite:///{folder / 'direct.db'}"))
         print(f"one row by itself: {row_s * 1e6:.0f} us, {row_s / request_s:.1%} of such a request")
 
 
