@@ -174,6 +174,7 @@ def eight_kib_call(layer: int) -> ExpertCall:
         offsets=[0, 1],
         row_index=bytes(4),
         gate=bytes(4),
+        near=True,
     )
 
 

@@ -25,6 +25,7 @@ from remoe.expert_call import (
     FailureCode,
     bearer,
 )
+from remoe.kernel.idle_polling import IdlePolling
 from remoe.lifecycle import REPLICA_HEADER, Notifier
 
 __all__ = ["Computer", "Endpoint", "Response"]
@@ -61,7 +62,7 @@ class Endpoint:
     """Routes a request; `payload_limit_bytes` holds for its body and for the reply's.
 
     With a `token`, calls must carry it as a bearer token; health checks need none. `replica` tells
-    this process from others behind the same address.
+    this process from others behind the same address. `polling` stays awake for callers nearby.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Endpoint:
         self._notifier = notifier
         self.payload_limit_bytes = payload_limit_bytes
         self.replica = f"{socket.gethostname()}-{os.getpid()}"
+        self.polling = IdlePolling()
         self._answer_head = self._head(Response(_OK, b""))
 
     @property
@@ -132,11 +134,14 @@ class Endpoint:
             return _failure("internal", "the function failed; its log says why")
 
     def _compute(self, call: ExpertCall) -> Response:
-        began = time.perf_counter()
+        began = time.monotonic()
         partial = self._computer.compute(call)
+        ended = time.monotonic()
+        if call.near:
+            self.polling.stay_awake(ended)  # whoever decodes calls again soon
         reply = ExpertReply(
             partial=partial,
-            busy_s=time.perf_counter() - began,
+            busy_s=ended - began,
             ready_for_s=self._notifier.ready_for_s,
         )
         body = _encoder.encode(reply)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server on poll(2) and httptools: one thread, one call at a time.
+"""A small HTTP/1.1 server on epoll(7) and httptools: one thread, one call at a time.
 
 Calls are computed whole, so an event loop has nothing to interleave, and asyncio's import would be
 half of the cold start (docs/adr/0002-expert-protocol.md). Parsing is llhttp's, through httptools.
@@ -7,6 +7,7 @@ half of the cold start (docs/adr/0002-expert-protocol.md). Parsing is llhttp's, 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import signal
 import socket
@@ -48,7 +49,7 @@ class _Server:
     """Who is connected, and a turn of the loop."""
 
     def __init__(self, endpoint: Endpoint, in_flight: InFlight, listener: socket.socket) -> None:
-        self._poll = select.poll()
+        self._poll = select.epoll()
         self._endpoint = endpoint
         self._in_flight = in_flight
         self._listener = listener
@@ -58,15 +59,15 @@ class _Server:
 
     def wait_for(self, other: socket.socket) -> None:
         """Have a turn end also when this can be read."""
-        self._poll.register(other, select.POLLIN)
+        self._poll.register(other, select.EPOLLIN)
 
     def forget(self, other: socket.socket) -> None:
         self._poll.unregister(other)
 
-    def turn(self, timeout_ms: float | None) -> bool:
+    def turn(self, timeout_s: float | None) -> bool:
         """Serve whoever is ready, waiting for the first; True if another socket was among them."""
         others = False
-        for descriptor, _ in self._poll.poll(timeout_ms):
+        for descriptor, _ in self._ready(timeout_s):
             connection = self._connections.get(descriptor)
             if connection is not None:
                 self._serve(connection)
@@ -76,15 +77,24 @@ class _Server:
                 others = True
         return others
 
+    def _ready(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        ready = self._poll.poll(0)
+        if not ready:
+            self._endpoint.polling.wait(self._poll.fileno(), timeout_s or math.inf)
+            ready = self._poll.poll(timeout_s)
+        return ready
+
     def drain(self) -> None:
         """A call that was under way to us when we stopped listening is still answered."""
         now = time.monotonic()
         linger_until, last = now + _DRAIN_S, now + _MOST_DRAIN_S
         while now < linger_until or (now < last and self._busy):
-            self.turn(1e3 * _DRAIN_S)
+            self.turn(_DRAIN_S)
             now = time.monotonic()
         for connection in list(self._connections.values()):
             self._drop(connection)
+        self._endpoint.polling.close()
+        self._poll.close()
 
     @property
     def _busy(self) -> bool:
@@ -98,7 +108,7 @@ class _Server:
             return  # another replica was faster, or the client has left
         connection = Connection(client, self._endpoint, self._in_flight)
         self._connections[connection.fileno()] = connection
-        self._poll.register(connection, select.POLLIN)
+        self._poll.register(connection, select.EPOLLIN)
 
     def _serve(self, connection: Connection) -> None:
         was_sending = connection.sending
@@ -114,7 +124,7 @@ class _Server:
             self._drop(connection)
         elif connection.sending != was_sending:
             # Who does not read its answers is not listened to.
-            wanted = select.POLLOUT if connection.sending else select.POLLIN
+            wanted = select.EPOLLOUT if connection.sending else select.EPOLLIN
             self._poll.modify(connection, wanted)
 
     def _drop(self, connection: Connection) -> None:

@@ -141,6 +141,7 @@ class FanOut:
             row_index=rows.row_index,
             gate=rows.gate,
             beside=busy and self._transport.beside,
+            near=self._transport.beside,
         )
         trace = self._meter.trace
         if trace is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from typing import NamedTuple, Self
 
 import httptools
 
+from remoe.kernel.idle_polling import IdlePolling
 from remoe.lifecycle import REPLICA_HEADER
 
 __all__ = ["BROKEN", "BrokenReplyError", "HttpAddress", "HttpConnection", "HttpReply", "wait_for"]
@@ -171,15 +173,20 @@ class HttpConnection:
         self._reply = HttpReply(status, body)
 
 
-def wait_for(connections: Sequence[HttpConnection], timeout_s: float) -> list[HttpConnection]:
+def wait_for(
+    connections: Sequence[HttpConnection], timeout_s: float, polling: IdlePolling | None = None
+) -> list[HttpConnection]:
     """Those on which something can be done, after at most `timeout_s`."""
-    timeout_ms = max(0.0, timeout_s) * 1e3
+    until = time.monotonic() + timeout_s
     if len(connections) == 1 and not connections[0].sending:
-        return [*connections] if connections[0].readable(timeout_ms) else []
+        (only,) = connections
+        if polling is not None and polling.wait(only.fileno(), timeout_s):
+            return [only]
+        return [only] if only.readable(1e3 * max(0.0, until - time.monotonic())) else []
     poll = select.poll()
     by_fd = {}
     for connection in connections:
         events = select.POLLIN | select.POLLOUT if connection.sending else select.POLLIN
         by_fd[connection.fileno()] = connection
         poll.register(connection, events)
-    return [by_fd[fd] for fd, _ in poll.poll(timeout_ms)]
+    return [by_fd[fd] for fd, _ in poll.poll(1e3 * max(0.0, timeout_s))]

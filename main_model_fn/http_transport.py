@@ -9,36 +9,30 @@ import math
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
-from main_model_fn.breaker import CircuitBreaker
-from main_model_fn.hedging import HedgeDelay
+from main_model_fn.http_channel import Channel, on_this_machine
 from main_model_fn.http_connection import (
     BROKEN,
     BrokenReplyError,
-    HttpAddress,
     HttpConnection,
     HttpReply,
     wait_for,
 )
-from main_model_fn.replica_connections import ReplicaConnections
 from main_model_fn.transport import PendingReply, RemoteResult
 from remoe.errors import ExpertUnavailableError
 from remoe.expert_call import (
-    CONTENT_TYPE,
     ITEM_BYTES,
     MAX_BODY_BYTES,
-    PATH,
     ExpertCall,
     ExpertFailure,
     ExpertReply,
     FailureCode,
-    bearer,
 )
-from remoe.topology import ExpertEndpoint, Topology
+from remoe.kernel.idle_polling import IdlePolling
+from remoe.topology import Topology
 
 __all__ = ["HttpTransport"]
 
@@ -48,17 +42,12 @@ _encoder = msgspec.msgpack.Encoder()
 _reply_decoder = msgspec.msgpack.Decoder(ExpertReply)
 _failure_decoder = msgspec.msgpack.Decoder(ExpertFailure)
 
-# Below Knative's shortest window: who answered so lately has not scaled to zero since.
-_WARM_FOR_S = 5.0
 # How long a large call may fill the socket before the next one is sent.
 _PUMP_S = 0.005
 # How long beyond its time a reply is still taken that is arriving just then.
 _ARRIVING_S = 0.05
 # A wait cut shorter than this by a request's deadline says nothing about the function.
 _FAIR_WAIT_S = 1.0
-
-
-_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 # Of these a function is not to blame: its answer to another call may be another.
 _ABOUT_THE_CALL: frozenset[FailureCode] = frozenset({"body_too_large", "wrong_shape"})
 
@@ -71,41 +60,6 @@ class _RefusedError(Exception):
         self.code = code
 
 
-class _Channel:
-    """What is known of one function: its connections, its breaker, how long its calls take."""
-
-    def __init__(
-        self,
-        endpoint: ExpertEndpoint,
-        *,
-        timeout_s: float,
-        hedge_floor_s: float,
-        body_limit_bytes: int,
-        token: str,
-        clock: Callable[[], float],
-    ) -> None:
-        parts = urlsplit(endpoint.url)
-        self.name = endpoint.name
-        self.address = HttpAddress(parts.hostname or "127.0.0.1", parts.port or 80)
-        credentials = {"authorization": bearer(token)} if token else {}
-        self.head = self.address.request("POST", PATH, content_type=CONTENT_TYPE, **credentials)
-        self.timeout_s = timeout_s
-        self.connections = ReplicaConnections(self.address, body_limit_bytes, clock)
-        self.breaker = CircuitBreaker(clock)
-        self.hedge_delay = HedgeDelay(hedge_floor_s)
-        self._clock = clock
-        self._answered_at = -math.inf
-
-    def answered(self) -> None:
-        self._answered_at = self._clock()
-        self.breaker.succeeded()
-
-    @property
-    def warm(self) -> bool:
-        """Whether a replica must be there, because one answered a moment ago."""
-        return self._clock() - self._answered_at < _WARM_FOR_S
-
-
 class _HttpPending:
     """One call under way, on one connection, or on two.
 
@@ -114,9 +68,24 @@ class _HttpPending:
     The first good reply counts; the other connection is closed, which ends what it had to say.
     """
 
+    __slots__ = (
+        "_asked",
+        "_body",
+        "_call",
+        "_channel",
+        "_error",
+        "_flying",
+        "_head",
+        "_hedge_at",
+        "_hedges",
+        "_patience_s",
+        "_retries",
+        "_sent_at",
+    )
+
     def __init__(
         self,
-        channel: _Channel,
+        channel: Channel,
         call: ExpertCall,
         deadline_s: float | None,
         traceparent: str | None,
@@ -128,6 +97,7 @@ class _HttpPending:
         if traceparent is not None:
             self._head += f"traceparent: {traceparent}\r\n".encode("ascii")
         self._sent_at = time.monotonic()
+        channel.expect_reply(self._sent_at)
         self._patience_s = min(channel.timeout_s, math.inf if deadline_s is None else deadline_s)
         self._hedge_at = math.inf
         self._flying: list[HttpConnection] = []
@@ -143,19 +113,19 @@ class _HttpPending:
             raise ExpertUnavailableError(f"{self._channel.name} failed a moment ago")
         deadline = self._sent_at + self._patience_s
         try:
-            while self._flying:
+            result = self._take(self._flying.copy())  # it may be there: asking would cost as much
+            while self._flying and result is None:
                 until = min(deadline, self._hedge_at)
-                ready = wait_for(self._flying, until - time.monotonic())
-                for connection in ready:
-                    result = self._advance(connection)
-                    if result is not None:
-                        return result
+                ready = wait_for(self._flying, until - time.monotonic(), self._channel.polling)
+                result = self._take(ready)
                 late_s = time.monotonic() - until
-                if late_s >= 0 and (not ready or late_s >= _ARRIVING_S):
+                if result is None and late_s >= 0 and (not ready or late_s >= _ARRIVING_S):
                     if until == deadline:
                         self._error = TimeoutError(f"no reply within {self._patience_s:.3g} s")
                         break
                     self._hedge()
+            if result is not None:
+                return result
         finally:
             for connection in self._flying:
                 self._channel.connections.drop(connection)
@@ -204,6 +174,14 @@ class _HttpPending:
         self._channel.hedge_delay.spend()
         _log.info("expert_call_hedged", function=self._channel.name, layer=self._call.layer)
         self._launch()
+
+    def _take(self, ready: list[HttpConnection]) -> RemoteResult | None:
+        """Take what has come on these; the first result."""
+        for connection in ready:
+            result = self._advance(connection)
+            if result is not None:
+                return result
+        return None
 
     def _advance(self, connection: HttpConnection) -> RemoteResult | None:
         """Take what has come on a connection; the result, if that was a good reply's end."""
@@ -289,23 +267,24 @@ class HttpTransport:
         token: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.beside = on_this_machine(topology.experts)
+        self._polling = IdlePolling() if self.beside else None
         self._channels = {
             layer: channel
             for endpoint in topology.experts
             for channel in [
-                _Channel(
+                Channel(
                     endpoint,
                     timeout_s=timeout_s,
                     hedge_floor_s=hedge_floor_s,
                     body_limit_bytes=payload_limit_bytes,
                     token=token,
                     clock=clock,
+                    polling=self._polling,
                 )
             ]
             for layer in range(endpoint.first_layer, endpoint.last_layer + 1)
         }
-        hosts = {channel.address.host for channel in self._channels.values()}
-        self.beside = bool(hosts) and hosts <= _THIS_MACHINE
 
     def send(
         self,
@@ -327,3 +306,5 @@ class HttpTransport:
     def close(self) -> None:
         for channel in self._channels.values():
             channel.connections.close()
+        if self._polling is not None:
+            self._polling.close()

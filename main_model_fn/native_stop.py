@@ -60,9 +60,17 @@ class Stop:
         self._pool = pool
         self._elsewhere = step.elsewhere  # a view
         self._row_bytes = held.normed.shape[1] * self.dtype.itemsize
-        self._carried, self._row_index, self._gate = (
-            array.data for array in (held.carried, held.row_index, held.gate_weight)
+        self._carried, self._row_index, self._gate, self._expert, self._offsets = (
+            array.data
+            for array in (
+                held.carried,
+                held.row_index,
+                held.gate_weight,
+                held.expert,
+                held.offsets,
+            )
         )
+        self._one = held.token[:1]
 
     @property
     def total(self) -> torch.Tensor:
@@ -83,10 +91,10 @@ class Stop:
         if not routes:
             return None
         return CallRows(
-            tokens=held.token[:rows],
+            tokens=self._one if rows == 1 else held.token[:rows],
             hidden=bytes(self._carried[: rows * self._row_bytes]),
-            experts=held.expert[:experts].tolist(),
-            offsets=held.offsets[: experts + 1].tolist(),
+            experts=self._expert[:experts].tolist(),
+            offsets=self._offsets[: experts + 1].tolist(),
             row_index=bytes(self._row_index[: 4 * routes]),
             gate=bytes(self._gate[: 4 * routes]),
         )

@@ -56,7 +56,8 @@ class ExpertCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     `hidden` is `dtype` [rows, hidden_size], little-endian, each token once. For the i-th of
     `experts`, entries `offsets[i]` to `offsets[i + 1]` of `row_index` (int32) and `gate` (float32)
     say which rows go to it and with which gate weight. `beside` asks to leave half of this machine's
-    processors to the caller, which computes on them meanwhile.
+    processors to the caller, which computes on them meanwhile; `near` says that the caller is on
+    this machine at all.
     """
 
     model_digest: str
@@ -69,6 +70,7 @@ class ExpertCall(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     row_index: bytes
     gate: bytes
     beside: bool = False
+    near: bool = False
 
 
 class ExpertReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -27,10 +27,11 @@ __all__ = [
     "Router",
     "native_problem",
     "native_variants",
+    "open_library",
 ]
 
 # As in native/kernel.h.
-_ABI = 9
+_ABI = 10
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 _CALLS = (
@@ -211,7 +212,7 @@ class NativePool:
         variant: str | None = None,
         library: Path | None = None,
     ) -> None:
-        self._library = _open_library(library or LIBRARY)
+        self._library = open_library(library or LIBRARY)
         self._spins = spins
         self.spared = threads // 2
         """Threads that rest where others compute on this machine's processors at the same time."""
@@ -296,7 +297,7 @@ class NativePool:
 
 def native_variants(library: Path = LIBRARY) -> list[str]:
     """What this machine can run, the fastest first."""
-    opened, names = _open_library(library), list[str]()
+    opened, names = open_library(library), list[str]()
     while name := opened.remoe_variant(len(names)):
         names.append(name.decode())
     return names
@@ -305,14 +306,15 @@ def native_variants(library: Path = LIBRARY) -> list[str]:
 def native_problem(library: Path | None = None) -> str | None:
     """Why the library cannot serve here, and what mends that; None if it can."""
     try:
-        _open_library(library or LIBRARY)
+        open_library(library or LIBRARY)
     except KernelUnavailableError as error:
         return str(error)
     return None
 
 
 @cache
-def _open_library(path: Path) -> ctypes.CDLL:
+def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
+    """The library, its functions declared; raises KernelUnavailableError if it cannot serve."""
     again = "run `python -m remoe.kernel.native.build`, which needs a C compiler"
     try:
         library = ctypes.CDLL(str(path))
@@ -336,6 +338,13 @@ def _open_library(path: Path) -> ctypes.CDLL:
     library.remoe_aside_wait.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.restype = None
+    library.remoe_polling_open.restype = ctypes.c_void_p
+    library.remoe_polling_open.argtypes = [ctypes.c_int64]
+    library.remoe_polling_for.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.remoe_polling_for.restype = None
+    library.remoe_polling_wait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64]
+    library.remoe_polling_close.argtypes = [ctypes.c_void_p]
+    library.remoe_polling_close.restype = None
     library.remoe_close.argtypes = [ctypes.c_void_p]
     library.remoe_close.restype = None
     library.remoe_variant.argtypes = [ctypes.c_int64]

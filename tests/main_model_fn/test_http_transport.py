@@ -113,7 +113,9 @@ def test_processors_are_shared_with_functions_of_this_machine(tiny_model_dir: Pa
             main_memory_gb=1,
             experts=[endpoint],
         )
-        assert HttpTransport(topology, timeout_s=1).beside == beside
+        transport = HttpTransport(topology, timeout_s=1)
+        assert transport.beside == beside
+        transport.close()
 
 
 def test_a_refusal_names_its_reason(tiny_model_dir: Path, tmp_path: Path, call: ExpertCall) -> None:

@@ -79,7 +79,7 @@ def build(target: Path = _LIBRARY, *, sanitize: bool = False) -> Path:
                 if name == "portable":  # an older compiler may lack the others' instructions
                     raise
         listed = " ".join(f"X({name})" for name in objects)
-        for name in ("kernel", "aside"):
+        for name in ("kernel", "aside", "idle_polling"):
             objects[name] = f"{folder}/{name}.o"
             source = ["-c", str(_HERE / f"{name}.c"), "-o", objects[name]]
             _run([*cc, *flags, f"-DVARIANTS={listed}", *source])

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 9
+#define REMOE_KERNEL_ABI 10
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
