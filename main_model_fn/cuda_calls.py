@@ -1,4 +1,4 @@
-"""CUDA's run-time library, called as it is: what a decoding step does thousands of times a second.
+"""CUDA's libraries, called as they are: what a decoding step does thousands of times a second.
 
 Streams, events and tensors of torch's around the same calls are what the host would wait for, the
 more so while the memory is busy with weights.
@@ -11,9 +11,10 @@ from functools import cache
 
 import torch
 
-__all__ = ["CopyLane"]
+__all__ = ["CopyLane", "wait_for_count"]
 
 _ANY_DIRECTION = 4  # cudaMemcpyDefault: addresses say where memory is
+_AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ, of a signed difference
 
 
 @cache
@@ -30,9 +31,25 @@ def _runtime() -> ctypes.CDLL:
     return library
 
 
+@cache
+def _driver() -> ctypes.CDLL:
+    library = ctypes.CDLL("libcuda.so.1")
+    pointer, number = ctypes.c_void_p, ctypes.c_uint32
+    library.cuStreamWaitValue32_v2.argtypes = [pointer, ctypes.c_uint64, number, ctypes.c_uint]
+    return library
+
+
 def _check(status: int) -> None:
     if status != 0:
-        raise RuntimeError(f"CUDA error {status} in a decoding step's copies")
+        raise RuntimeError(f"CUDA error {status} in a decoding step")
+
+
+def wait_for_count(stream: int, address: int, count: int) -> None:
+    """Let what is asked for on a stream from now on wait until 4 bytes of pinned memory count so far.
+
+    They may pass the largest number and begin again at 0.
+    """
+    _check(_driver().cuStreamWaitValue32_v2(stream, address, count & 0xFFFFFFFF, _AT_LEAST))
 
 
 class CopyLane:

@@ -15,34 +15,51 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """Room for `rows` tokens. `send` and `receive` are the GPU's part, and can be captured.
+    """Room for `rows` tokens. `send`, `keep` and `receive` are the GPU's part, and can be captured.
 
-    On the host lie `index` int64 and `gates` float32 [rows, top_k], the `hidden` rows and their
-    float32 `sums` over the experts that the CPU computed, both [rows, width]; on the GPU `rows`
-    again, and `total`, the sums over those that it computed.
+    On the host lie the routes by slice, as the kernel takes them: `parts` int64 and `gates` float32
+    [rows, top_k, slices], where the i-th slice of expert e is `e * slices + i`; the `hidden` rows
+    and their float32 `sums` over the experts that the CPU computed, both [rows, width]. On the GPU
+    lie `rows` again, and `total`, the sums over those that it computed.
     """
 
     def __init__(
-        self, rows: int, width: int, top_k: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        rows: int,
+        width: int,
+        top_k: int,
+        slices: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         pinned = device.type == "cuda"
 
-        def on_host(columns: int, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-            held = host_empty((rows, columns), kind, pinned=pinned)
+        def on_host(kind: torch.dtype, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+            held = host_empty((rows, *shape), kind, pinned=pinned)
             return held.zero_(), seen_by_gpu(held, device)
 
-        self.index, self._to_index = on_host(top_k, torch.int64)
-        self.gates, self._to_gates = on_host(top_k, torch.float32)
-        self.hidden, self._to_hidden = on_host(width, dtype)
-        self.sums, self._from_sums = on_host(width, torch.float32)
+        self._slices = slices
+        self._each = torch.arange(slices, device=device)
+        self.parts, self._to_parts = on_host(torch.int64, top_k, slices)
+        self.gates, self._to_gates = on_host(torch.float32, top_k, slices)
+        self.hidden, self._to_hidden = on_host(dtype, width)
+        self.sums, self._from_sums = on_host(torch.float32, width)
         self.rows = torch.zeros((rows, width), dtype=dtype, device=device)
         self.total = torch.zeros((rows, width), dtype=torch.float32, device=device)
 
     def send(self, hidden: torch.Tensor, index: torch.Tensor, gates: torch.Tensor) -> None:
-        """Give the host a layer's input [rows, width] and its routes [rows, top_k]."""
-        self._to_index.copy_(index)
-        self._to_gates.copy_(gates)
-        self._to_hidden.copy_(hidden)
+        """Give the host a layer's input [rows, width] and its routes [rows, top_k].
+
+        Each by a kernel that computes something: a plain copy would be the copy engine's, which
+        takes several times as long to begin.
+        """
+        torch.add(self._each, index[..., None], alpha=self._slices, out=self._to_parts)
+        self._to_gates.copy_(gates[..., None].expand_as(self._to_gates))
+        torch.mul(hidden, 1, out=self._to_hidden)
+
+    def keep(self, hidden: torch.Tensor) -> None:
+        """Make ready what the GPU's own experts take, which nobody waits for yet."""
         self.rows.copy_(hidden)
         self.total.zero_()
 
@@ -50,10 +67,14 @@ class Exchange:
         """The sum over all experts, [rows, width] of the model's type."""
         return (self.total + self._from_sums).to(self.rows.dtype)
 
+    def index(self, rows: int) -> torch.Tensor:
+        """The experts that the first rows chose, int64 [rows, top_k]."""
+        return self.parts[:rows, :, 0] // self._slices
+
     def batch(self, rows: int) -> Batch:
         """What the first rows were sent with, as any layer is called."""
         device = self.rows.device
-        index, gates = self.index[:rows], self.gates[:rows]
+        index, gates = self.index(rows), self.gates[:rows, :, 0].clone()
         return Batch(
             self.rows[:rows],
             index,

@@ -26,92 +26,113 @@ __all__ = ["FewRows"]
 
 
 class FewRows:
-    """For the rows of one exchange. Slices are numbered as the kernel knows them."""
+    """For the rows of one exchange. Slices are numbered as the kernel knows them.
+
+    `prepare` and `finish` are called while the GPU is busy without the host; it waits for `begin`.
+    """
 
     def __init__(self, machine: Machine, exchange: Exchange) -> None:
         self._machine = machine
-        self._index, self._gates = exchange.index.numpy(), exchange.gates.numpy()
+        self._parts, self._gates = exchange.parts.numpy(), exchange.gates.numpy()
         self._sums = exchange.sums.numpy()
-        slices = self._slices = machine.slices
-        rows, top_k = self._index.shape
-        # The same by slice, as the kernel takes them; -1 is one that is computed elsewhere.
-        self._parts = np.zeros((rows, top_k, slices), np.int64)
-        self._part_gates = np.zeros((rows, top_k, slices), np.float32)
-        self._each = np.arange(slices)
-        self._addresses = self._parts.ctypes.data, self._part_gates.ctypes.data
+        rows, top_k, slices = self._parts.shape
+        self._slices = slices
+        self._top_k = top_k * slices
+        # One row's in a line.
+        self._line, self._line_gates = self._parts[0].reshape(-1), self._gates[0].reshape(-1)
+        # The same routes, but that -1 is a part that is computed elsewhere.
+        self._here = np.zeros((rows, self._top_k), np.int64)
         self._slots_of = SlotsOf(machine.slots, exchange, machine.activation)
         self.balance = machine.balance()
         self._layer: HeterogeneousResidents | None = None
         hidden = exchange.hidden
         self._input = Matrix(hidden.data_ptr(), KERNEL_DTYPES[hidden.dtype])
         self._call = Routed()
+        self._streamed = 0
+        self._under_way: tuple[Placement, int | None] | None = None
 
-    def add(self, layer: HeterogeneousResidents, rows: int) -> bool:
-        """Compute the first rows' experts into the exchange; False if one of them is not here."""
-        chosen, held = self._index[:rows].ravel().tolist(), layer.slices
-        if not all(map(held.__contains__, chosen)):
-            return False
-        alone = rows == 1 and not layer.hot
-        placed = self._start_alone(layer) if alone else self._start(layer, chosen, rows)
-        machine, slot = self._machine, None
-        try:
-            for part in (*placed.resident, *placed.streamed):
-                expert, place = divmod(part, self._slices)
-                gates = (
-                    self._gates[0, chosen.index(expert)] if rows == 1 else self._of(expert, rows)
-                )
-                slot = machine.slots.send(held[expert][place], gates)
-                self._slots_of.add(slot)
-            machine.count(placed)
-        finally:
-            if placed.cpu:
-                machine.pool.wait()
-        self.balance.note(placed, gpu_first=slot is None or machine.slots.lane.done(slot))
-        return True
-
-    def _start_alone(self, layer: HeterogeneousResidents) -> Placement:
-        """Share out one row's slices, all of them cold, and begin the CPU's part: the last ones."""
-        np.add(self._index[0][:, None] * self._slices, self._each, out=self._parts[0])
-        self._part_gates[0] = self._gates[0][:, None]
-        parts: list[int] = self._parts[0].ravel().tolist()
-        streamed = round(self.balance.share * len(parts))
-        if streamed < len(parts):
-            call, (index, gates) = self._call_of(layer), self._addresses
-            call.rows, call.top_k = 1, len(parts) - streamed
-            call.index, call.gate = index + 8 * streamed, gates + 4 * streamed
-            self._sums.fill(0.0)
-            self._machine.pool.start_route(call)
-        else:
-            self._sums.fill(0.0)
-        return Placement(parts[streamed:], [], parts[:streamed], 0.0)
-
-    def _start(self, layer: HeterogeneousResidents, chosen: list[int], rows: int) -> Placement:
-        """The same of any rows and experts."""
-        slices = self._slices
-        counts = {e * slices + i: n for e, n in Counter(chosen).items() for i in range(slices)}
-        resident = {part for part in counts if part // slices in layer.hot}
-        placed = self.balance.place(counts, resident)
-        self._sums.fill(0.0)
-        if placed.cpu:
-            np.add(self._index[:rows, :, None] * slices, self._each, out=self._parts[:rows])
-            self._part_gates[:rows] = self._gates[:rows, :, None]
-            here = np.isin(self._parts[:rows], placed.cpu)
-            self._parts[:rows][~here] = -1
-            call = self._call_of(layer)
-            call.rows, call.top_k = rows, self._parts[0].size
-            call.index, call.gate = self._addresses
-            self._machine.pool.start_route(call)
-        return placed
-
-    def _call_of(self, layer: HeterogeneousResidents) -> Routed:
-        if layer is not self._layer:
-            self._layer = layer
+    def prepare(self, layer: HeterogeneousResidents) -> None:
+        """Share out one row's slices before it is known which: the CPU computes the last ones."""
+        self._layer = layer
+        self._streamed = round(self.balance.share * self._top_k)
+        self._machine.slots.ready(self._streamed)
+        if layer.cold:
             self._call = Routed.from_buffer_copy(layer.cold_table.call)
             self._call.input, self._call.output = self._input, self._sums.ctypes.data
-        return self._call
+            self._call.rows, self._call.top_k = 1, self._top_k - self._streamed
+            self._call.index = self._line.ctypes.data + 8 * self._streamed
+            self._call.gate = self._line_gates.ctypes.data + 4 * self._streamed
 
-    def _of(self, expert: int, rows: int) -> NDArray[np.float32]:
-        """An expert's gates [most_rows]: zero where a row has not chosen it."""
+    def begin(self, layer: HeterogeneousResidents, rows: int) -> bool:
+        """Have the first rows' experts computed into the exchange; False if one is not here.
+
+        What the GPU is asked for from now on waits for all of them.
+        """
+        if layer is not self._layer:
+            self.prepare(layer)
+        parts = self._line.tolist() if rows == 1 else self._parts[:rows].ravel().tolist()
+        slices, held = self._slices, layer.slices
+        if not all(part // slices in held for part in parts[::slices]):
+            return False
+        self._sums.fill(0.0)
+        alone = rows == 1 and not layer.hot
+        placed = self._begin_alone(parts) if alone else self._begin_any(layer, parts, rows)
+        try:
+            there = [*placed.resident, *placed.streamed]
+            slot = self._slots_of.add(
+                [held[part // slices][part % slices] for part in there],
+                lambda number: self._gates_of(there[number], parts, rows),
+            )
+            if placed.cpu:
+                self._machine.slots.lane.wait_for_cpu()
+        except BaseException:
+            if placed.cpu:
+                self._machine.pool.wait()
+            raise
+        self._under_way = placed, slot
+        return True
+
+    def finish(self) -> None:
+        """Wait for the CPU, if it has begun, and note whether it was last."""
+        if self._under_way is None:
+            return
+        (placed, slot), self._under_way = self._under_way, None
+        machine, gpu_first = self._machine, False
+        if placed.cpu:
+            # A CPU that is done by now was not last, though the GPU may be done too: more slices
+            # to ask for would only keep the host longer.
+            gpu_first = machine.pool.busy
+            machine.pool.wait()
+            gpu_first = gpu_first and (slot is None or machine.slots.lane.done(slot))
+        machine.count(placed)
+        self.balance.note(placed, gpu_first=gpu_first)
+
+    def _begin_alone(self, parts: list[int]) -> Placement:
+        """Begin the CPU's part of one row, all of whose experts are cold."""
+        streamed = self._streamed
+        if streamed < len(parts):
+            self._machine.pool.start_route(self._call)
+        return Placement(parts[streamed:], [], parts[:streamed], 0.0)
+
+    def _begin_any(self, layer: HeterogeneousResidents, parts: list[int], rows: int) -> Placement:
+        """The same of any rows and experts."""
+        counts = Counter(parts)
+        resident = {part for part in counts if part // self._slices in layer.hot}
+        placed = self.balance.place(counts, resident)
+        if placed.cpu:
+            cpu = set(placed.cpu)
+            here = [part if part in cpu else -1 for part in parts]
+            self._here[:rows] = np.reshape(here, (rows, -1))
+            self._layer = None  # the call is another one from here on
+            self._call.rows, self._call.top_k = rows, self._top_k
+            self._call.index, self._call.gate = self._here.ctypes.data, self._gates.ctypes.data
+            self._machine.pool.start_route(self._call)
+        return placed
+
+    def _gates_of(self, part: int, parts: list[int], rows: int) -> NDArray[np.float32] | float:
+        """A slice's gates [most_rows], or one row's: zero where a row has not chosen its expert."""
+        if rows == 1:
+            return float(self._line_gates[parts.index(part)])
         gates: NDArray[np.float32] = np.zeros(self._machine.slots.gates.shape[1], np.float32)
-        gates[:rows] = np.where(self._index[:rows] == expert, self._gates[:rows], 0.0).sum(1)
+        gates[:rows] = np.where(self._parts[:rows] == part, self._gates[:rows], 0.0).sum((1, 2))
         return gates

@@ -7,7 +7,7 @@ page, and nobody looks at those keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,13 +19,16 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from main_model_fn.beside_experts import SharedExperts, shared_experts, shared_replaced
 from main_model_fn.exchange import Exchange
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.few_rows import FewRows
 from main_model_fn.heterogeneous import HeterogeneousExperts, HeterogeneousResidents
+from main_model_fn.host_inputs import moved
 from main_model_fn.local_experts import ExpertsModule
 from main_model_fn.machine import Machine
 from main_model_fn.metering import StepMeter
+from main_model_fn.routes import Batch
 from main_model_fn.segments import Cut, nothing_freed, segments
 from main_model_fn.split import LayerExperts
 from remoe.families import TOP_K_KEYS
@@ -38,16 +41,24 @@ _FEWEST_KEYS = 256
 
 
 class _Sent:
-    """In place of a layer's experts: hands its input and routes to the host, takes the sum."""
+    """In place of a layer's experts: hands its input and routes to the host, takes the sum.
 
-    def __init__(self, exchange: Exchange, cut: Cut) -> None:
+    What else the GPU can compute meanwhile it does.
+    """
+
+    def __init__(self, exchange: Exchange, cut: Cut, shared: SharedExperts | None) -> None:
         self._exchange = exchange
         self._cut = cut
+        self._shared = shared
 
     def forward(
         self, _module: object, hidden: torch.Tensor, index: torch.Tensor, gates: torch.Tensor
     ) -> torch.Tensor:
         self._exchange.send(hidden, index, gates)
+        self._cut.handed()
+        self._exchange.keep(hidden)
+        if self._shared is not None:
+            self._shared.compute(hidden)
         self._cut()
         return self._exchange.receive()
 
@@ -78,11 +89,16 @@ class _Step:
         self._mask = whole(1, 1, rows, keys, value=self._masked, kind=dtype)
         self._keys_before = 0
         self.exchange = Exchange(
-            rows, decoder.machine.like.shape[1], decoder.top_k, dtype=dtype, device=device
+            rows,
+            decoder.machine.like.shape[1],
+            decoder.top_k,
+            decoder.machine.slices,
+            dtype=dtype,
+            device=device,
         )
         self.few_rows = FewRows(decoder.machine, self.exchange)
         self.routes = np.zeros((decoder.layers, rows, decoder.top_k), np.int64)
-        self._sent = self.exchange.index.numpy()
+        self._rows = 0  # of the pass that runs
         kwargs = {
             **given,
             "attention_mask": self._mask,
@@ -91,7 +107,7 @@ class _Step:
         }
 
         def forward(cut: Cut) -> torch.Tensor:
-            with decoder.experts_replaced(_Sent(self.exchange, cut)):
+            with decoder.experts_replaced(self.exchange, cut):
                 return cast(
                     "torch.Tensor",
                     decoder.library(
@@ -106,36 +122,50 @@ class _Step:
         tokens: torch.Tensor,
         positions: torch.Tensor,
         kwargs: Mapping[str, Any],
-        compute: Callable[[_Step, int, int], None],
     ) -> torch.Tensor:
         """[1, rows] of tokens through all layers to [1, rows, width]."""
         rows, keys = tokens.shape[1], len(kwargs["read_index"][0])
-        self._tokens[:, :rows] = tokens
-        self._positions[:, :rows] = positions
-        self._write[:rows] = kwargs["write_index"][0]
+        self._tokens[:, :rows].copy_(tokens, non_blocking=True)
+        self._positions[:, :rows].copy_(positions, non_blocking=True)
+        self._write[:rows].copy_(kwargs["write_index"][0], non_blocking=True)
         if rows < len(self._write):
             self._write[rows:] = self._unwritten
             self._mask[:, :, rows:] = self._masked
-        self._read[:keys] = kwargs["read_index"][0]
-        self._mask[:, :, :rows, :keys] = kwargs["attention_mask"]
+        self._read[:keys].copy_(kwargs["read_index"][0], non_blocking=True)
+        self._mask[:, :, :rows, :keys].copy_(kwargs["attention_mask"], non_blocking=True)
         if keys < self._keys_before:
             self._read[keys:] = self._unread
             self._mask[..., keys:] = self._masked
         self._keys_before = keys
 
-        def between(place: int) -> None:
-            self.routes[place] = self._sent
-            compute(self, place, rows)
+        self._rows = rows
+        return self._pass.run(self)[:, :rows]
 
-        return self._pass.run(between)[:, :rows]
+    def prepare(self, cut: int) -> None:
+        self.few_rows.prepare(self._decoder.residents(cut))
+
+    def begin(self, cut: int) -> None:
+        """One layer's experts, into the exchange."""
+        rows, exchange, decoder = self._rows, self.exchange, self._decoder
+        decoder.observe(cut, exchange, rows)
+        if not self.few_rows.begin(decoder.residents(cut), rows):
+            exchange.answer(decoder.compute(cut, exchange.batch(rows)))
+        self.routes[cut, :rows] = exchange.index(rows).numpy()
+
+    def finish(self, cut: int) -> None:
+        self.few_rows.finish()
 
 
 class GraphedDecoder:
-    """In place of a model body's `forward`, for steps of continuous batching; others pass on."""
+    """In place of a model body's `forward`, for steps of continuous batching; others pass on.
+
+    What it is given may lie on the host (host_inputs.py).
+    """
 
     def __init__(self, body: nn.Module, modules: Mapping[int, nn.Module], meter: StepMeter) -> None:
         self.library = body.forward
         self._modules = list(modules.values())
+        self._shared = shared_experts(body, modules)
         self._splits: list[LayerExperts] = [cast("Any", m).remoe for m in self._modules]
         self._numbers = [split.layer for split in self._splits]
         self._meter = meter
@@ -155,35 +185,43 @@ class GraphedDecoder:
         **kwargs: Any,
     ) -> Any:
         """As the library's: `input_ids` and `position_ids` [1, rows] of all requests of a step."""
-        if input_ids is None or position_ids is None or not _is_decoding(input_ids, kwargs):
-            return self.library(input_ids=input_ids, position_ids=position_ids, **kwargs)
-        step = self._step(input_ids.shape[1], kwargs)
-        if step is None:
-            return self.library(input_ids=input_ids, position_ids=position_ids, **kwargs)
+        step = None
+        if input_ids is not None and position_ids is not None and _is_decoding(input_ids, kwargs):
+            step = self._step(input_ids.shape[1], kwargs)
+        if step is None or input_ids is None or position_ids is None:
+            return self.by_library(input_ids=input_ids, position_ids=position_ids, **kwargs)
         with torch.no_grad():
-            hidden = step.run(input_ids, position_ids, kwargs, self._compute)
+            hidden = step.run(input_ids, position_ids, kwargs)
         self._meter.record_all_routes(self._numbers, step.routes[:, : input_ids.shape[1]])
         return MoeModelOutputWithPast(last_hidden_state=hidden)
 
-    @contextmanager
-    def experts_replaced(self, sent: _Sent) -> Iterator[None]:
-        for module in self._modules:
-            module.remoe = sent  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            for module, split in zip(self._modules, self._splits, strict=True):
-                module.remoe = split  # type: ignore[assignment]
+    def by_library(self, **given: Any) -> Any:
+        """The library's pass, of what may lie on the host."""
+        return self.library(**moved(given, self.device))
 
-    def _compute(self, step: _Step, place: int, rows: int) -> None:
-        """One layer's experts, into the step's exchange."""
-        split, exchange = self._splits[place], step.exchange
+    @contextmanager
+    def experts_replaced(self, exchange: Exchange, cut: Cut) -> Iterator[None]:
+        with shared_replaced(self._shared) as shared:
+            for module, one in zip(self._modules, shared, strict=True):
+                module.remoe = _Sent(exchange, cut, one)  # type: ignore[assignment]
+            try:
+                yield
+            finally:
+                for module, split in zip(self._modules, self._splits, strict=True):
+                    module.remoe = split  # type: ignore[assignment]
+
+    def residents(self, place: int) -> HeterogeneousResidents:
+        """The local experts that a layer has now."""
+        return cast("HeterogeneousResidents", self._splits[place].local.residents)
+
+    def compute(self, place: int, batch: Batch) -> torch.Tensor:
+        """A layer's experts, remote ones too."""
+        return self._splits[place].compute(cast("ExpertsModule", self._modules[place]), batch)
+
+    def observe(self, place: int, exchange: Exchange, rows: int) -> None:
+        split = self._splits[place]
         if split.observe is not None:
-            split.observe(split.layer, exchange.rows[:rows].clone(), exchange.index[:rows].clone())
-        residents = cast("HeterogeneousResidents", split.local.residents)
-        if not step.few_rows.add(residents, rows):
-            module = cast("ExpertsModule", self._modules[place])
-            exchange.answer(split.compute(module, exchange.batch(rows)))
+            split.observe(split.layer, exchange.rows[:rows].clone(), exchange.index(rows))
 
     def _step(self, rows: int, kwargs: Mapping[str, Any]) -> _Step | None:
         """The pass for at least so many rows and the keys of `kwargs`; None if there can be none."""
@@ -199,7 +237,7 @@ class GraphedDecoder:
     def _new_step(self, rows: int, keys: int, kwargs: Mapping[str, Any]) -> _Step | None:
         try:
             with torch.no_grad(), nothing_freed():
-                step = _Step(self, rows, keys, kwargs["cache"], kwargs)
+                step = _Step(self, rows, keys, kwargs["cache"], moved(kwargs, self.device))
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             _log.warning("step_not_captured", rows=rows, keys=keys, error=str(error))
             return None

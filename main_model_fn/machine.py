@@ -148,7 +148,7 @@ class Machine:
     @cached_property
     def slots(self) -> Slots:
         """Room on the GPU for a decoding step's experts."""
-        return Slots(self.like.cut()[0], self.device)
+        return Slots(self.like.cut()[0], self.device, self.pool)
 
     def count(self, placed: Placement) -> None:
         self.computed.update(

@@ -1,9 +1,9 @@
 """Many streams at once: transformers' continuous batching over a paged key-value cache.
 
-It lets us in at two points. The list of logits processors sees every batch before its forward
+It lets us in at three points. The list of logits processors sees every batch before its forward
 pass and its logits after: there the streams are metered and their tokens chosen and delivered,
-step by step (steps.py). The scheduler decides what is computed: ours computes every row of a
-prompt whose tokens are to be scored.
+step by step (steps.py). What would then choose tokens takes those. The scheduler decides what is
+computed: ours computes every row of a prompt whose tokens are to be scored.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
+    ContinuousBatchProcessor,
     OutputRouter,
 )
 from transformers.generation.continuous_batching.requests import (
@@ -31,6 +32,8 @@ from transformers.generation.continuous_batching.requests import (
 )
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from main_model_fn.graphed_decoder import GraphedDecoder
+from main_model_fn.host_inputs import keep_inputs_on_host
 from main_model_fn.latent_cache import fit_latent_cache
 from main_model_fn.runner import EngineLimits
 from main_model_fn.steps import Part, Steps
@@ -62,8 +65,18 @@ class PagedRunner:
                 use_cuda_graph=False,
             ),
         )
-        self._manager.logit_processor = _Hooks(steps)
+        self._manager.logit_processor = hooks = _Hooks(steps)
         self._manager.output_router = _Router()
+        create = self._manager._create_batch_processor  # noqa: SLF001  # in its thread, on start
+
+        def created() -> ContinuousBatchProcessor:
+            processor = create()
+            processor.model_runner._sample = hooks.sample  # noqa: SLF001
+            if isinstance(model.base_model.forward, GraphedDecoder):
+                keep_inputs_on_host(processor)
+            return processor
+
+        self._manager._create_batch_processor = created  # noqa: SLF001
 
     def start(self) -> None:
         self._manager.start()
@@ -101,6 +114,7 @@ class _Hooks(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
     def __init__(self, steps: Steps) -> None:
         super().__init__(LogitsProcessorList())
         self._steps = steps
+        self._tokens: list[int] = []
         self.do_processing = True
 
     def check_kwargs(self, kwargs: dict[str, object]) -> None:
@@ -129,9 +143,13 @@ class _Hooks(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
     ) -> torch.Tensor:
-        """Scores [new tokens, vocab] whose row-wise argmax is each request's next token."""
-        self._steps.end(scores)
+        """Choose each request's next token by its row of `scores` [new tokens, vocab]."""
+        self._tokens = self._steps.end(scores)
         return scores
+
+    def sample(self, _scores: torch.Tensor, output_ids: torch.Tensor) -> None:
+        """In place of the library's: put the chosen tokens where it looks for them."""
+        output_ids[0, : len(self._tokens)] = torch.tensor(self._tokens, dtype=output_ids.dtype)
 
 
 class _Router(OutputRouter):  # type: ignore[misc]

@@ -13,21 +13,48 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Cut", "Forward", "Segments", "nothing_freed", "segments"]
+__all__ = ["Cut", "Forward", "Host", "Segments", "nothing_freed", "segments"]
 
-Cut = Callable[[], None]
+
+class Cut(Protocol):
+    """Where a pass is cut: `handed` when what the host waits for is there, then the cut itself.
+
+    What lies between the two is computed while the host works.
+    """
+
+    def handed(self) -> None: ...
+
+    def __call__(self) -> None: ...
+
+
 Forward = Callable[[Cut], torch.Tensor]
-"""A pass that calls what it is given wherever it is to be cut."""
+"""A pass that calls both of what it is given wherever it is to be cut."""
+
+
+class Host(Protocol):
+    """What the host does at a pass's cuts, by their numbers."""
+
+    def prepare(self, cut: int) -> None:
+        """Before anything was handed over: the GPU is on its way there."""
+        ...
+
+    def begin(self, cut: int) -> None:
+        """With what was handed over. What follows the cut is asked for when this returns.
+
+        The current stream is to wait for what the host has not done by then.
+        """
+        ...
+
+    def finish(self, cut: int) -> None:
+        """After that was asked for; raises what went wrong."""
+        ...
 
 
 class Segments(Protocol):
     """A pass over tensors that stay where they are."""
 
-    def run(self, between: Callable[[int], None]) -> torch.Tensor:
-        """Run all of it; at each cut, by its number, what was asked for has happened.
-
-        The result is overwritten by the next run.
-        """
+    def run(self, host: Host | None = None) -> torch.Tensor:
+        """Run all of it; without a host if there is no cut. The next run overwrites the result."""
         ...
 
 
@@ -37,15 +64,31 @@ class _Eager:
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
-    def run(self, between: Callable[[int], None]) -> torch.Tensor:
-        cuts = 0
+    def run(self, host: Host | None = None) -> torch.Tensor:
+        return self._forward(_AtOnce(host))
 
-        def cut() -> None:
-            nonlocal cuts
-            between(cuts)
-            cuts += 1
 
-        return self._forward(cut)
+class _AtOnce:
+    """Cuts of a pass that is not captured: the host is done before what follows is computed."""
+
+    def __init__(self, host: Host | None) -> None:
+        self._host = host
+        self._cuts = 0
+
+    def handed(self) -> None: ...
+
+    def __call__(self) -> None:
+        assert self._host is not None  # noqa: S101
+        cut, self._cuts = self._cuts, self._cuts + 1
+        self._host.prepare(cut)
+        self._host.begin(cut)
+        self._host.finish(cut)
+
+
+class _NoCut:
+    def handed(self) -> None: ...
+
+    def __call__(self) -> None: ...
 
 
 class _Captured:
@@ -55,15 +98,16 @@ class _Captured:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         # Its own: other passes are run between two cuts of this one.
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Recorded by every graph with a cut, as one of its nodes.
+        self._handed = torch.cuda.Event(external=True)  # type: ignore[no-untyped-call]
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream), nothing_freed():
-            forward(lambda: None)  # libraries choose their kernels and take their memory
+            forward(_NoCut())  # libraries choose their kernels and take their memory
             stream.synchronize()
             try:
                 self._begin()
-                self._output = forward(self._cut)
+                self._output = forward(self)
                 self._graphs[-1].capture_end()
             except BaseException:
                 with suppress(RuntimeError):
@@ -78,18 +122,25 @@ class _Captured:
         # Other threads go on with what they do on the GPU.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
 
-    def _cut(self) -> None:
+    def handed(self) -> None:
+        self._handed.record()
+
+    def __call__(self) -> None:
         self._graphs[-1].capture_end()
         self._begin()
 
-    def run(self, between: Callable[[int], None]) -> torch.Tensor:
-        *before, last = self._graphs
-        for number, graph in enumerate(before):
-            graph.replay()
-            self._event.record()
-            self._event.synchronize()
-            between(number)
-        last.replay()
+    def run(self, host: Host | None = None) -> torch.Tensor:
+        first, *others = self._graphs
+        first.replay()
+        for cut, graph in enumerate(others):
+            assert host is not None  # noqa: S101
+            host.prepare(cut)
+            self._handed.synchronize()
+            host.begin(cut)
+            try:
+                graph.replay()
+            finally:
+                host.finish(cut)
         return self._output
 
 

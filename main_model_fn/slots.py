@@ -6,19 +6,22 @@ within the GPU's memory takes less than the launches that this saves.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from main_model_fn.cuda_calls import CopyLane
+from main_model_fn.cuda_calls import CopyLane, wait_for_count
 from main_model_fn.device_experts import expert_output
 from main_model_fn.exchange import Exchange
 from main_model_fn.host_memory import host_empty, seen_by_gpu
 from main_model_fn.segments import Segments, segments
 from main_model_fn.streaming import ExpertWeights
 from remoe.activation import Activation
+from remoe.kernel.native_library import NativePool
 
 __all__ = ["Slots", "SlotsOf"]
 
@@ -42,6 +45,10 @@ class _Lane(Protocol):
         """Have it computed once it is filled."""
         ...
 
+    def wait_for_cpu(self) -> None:
+        """Let what is asked for from now on wait for what was begun beside."""
+        ...
+
 
 class _AtOnce:
     """Without a GPU: each step when it is asked for."""
@@ -59,15 +66,23 @@ class _AtOnce:
             to.copy_(piece)
 
     def compute(self, slot: int, made: Segments) -> None:
-        made.run(_never)
+        made.run()
+
+    def wait_for_cpu(self) -> None: ...  # the host does
 
 
 class _Cuda:
     """Copies on a stream beside the current one, which the launches are on."""
 
-    def __init__(self, slots: list[ExpertWeights], device: torch.device) -> None:
+    def __init__(self, slots: list[ExpertWeights], device: torch.device, pool: NativePool) -> None:
         self._lane = CopyLane(device, len(slots))
         self._device = device
+        self._pool = pool
+        ended = pool.ended
+        if ended is None:
+            ended = host_empty((1,), torch.int32, pinned=True).numpy()
+            pool.tell(ended)
+        self._ended: int = ended.ctypes.data
         self._slots = [[(p.data_ptr(), p.nbytes) for p in slot.pieces()] for slot in slots]
 
     def free(self, slot: int) -> None:
@@ -83,8 +98,12 @@ class _Cuda:
     def compute(self, slot: int, made: Segments) -> None:
         stream: int = torch.cuda.current_stream(self._device).cuda_stream
         self._lane.arrived(slot, stream)
-        made.run(_never)
+        made.run()
         self._lane.used(slot, stream)
+
+    def wait_for_cpu(self) -> None:
+        stream: int = torch.cuda.current_stream(self._device).cuda_stream
+        wait_for_count(stream, self._ended, self._pool.begun)
 
 
 class Slots:
@@ -94,7 +113,13 @@ class Slots:
     """
 
     def __init__(
-        self, like: ExpertWeights, device: torch.device, *, count: int = 8, most_rows: int = 16
+        self,
+        like: ExpertWeights,
+        device: torch.device,
+        pool: NativePool,
+        *,
+        count: int = 8,
+        most_rows: int = 16,
     ) -> None:
         self.device = device
         self.weights = [like.empty_like(device) for _ in range(count)]
@@ -104,15 +129,23 @@ class Slots:
         pinned = device.type == "cuda"
         gates = host_empty((count, most_rows), torch.float32, pinned=pinned).zero_()
         self.gates, self.gates_there = gates.numpy(), seen_by_gpu(gates, device)
-        self.lane: _Lane = _Cuda(self.weights, device) if pinned else _AtOnce(self.weights)
-        self._turn = 0
+        self.lane: _Lane = _Cuda(self.weights, device, pool) if pinned else _AtOnce(self.weights)
+        self._turn = self._ready = 0
 
-    def send(self, weights: ExpertWeights, gates: NDArray[np.float32] | float) -> int:
-        """Begin to copy an expert, with its rows' weights, to the slot returned."""
+    def ready(self, count: int) -> None:
+        """Wait until the next so many may be filled, which `send` then need not."""
+        self._ready = min(count, len(self.weights))
+        for later in range(self._ready):
+            self.lane.free((self._turn + later) % len(self.weights))
+
+    def send(self, weights: ExpertWeights) -> int:
+        """Begin to copy an expert to the slot returned, whose gates may be written from now on."""
         slot = self._turn
         self._turn = (slot + 1) % len(self.weights)
-        self.lane.free(slot)  # its last gates have been read
-        self.gates[slot] = gates
+        if self._ready:
+            self._ready -= 1
+        else:
+            self.lane.free(slot)
         self.lane.send(slot, weights)
         return slot
 
@@ -121,7 +154,7 @@ class SlotsOf:
     """What computes each slot for the rows of one exchange, adding to its total."""
 
     def __init__(self, slots: Slots, exchange: Exchange, activation: Activation) -> None:
-        self._lane = slots.lane
+        self._slots = slots
         rows = len(exchange.rows)
 
         def forward(slot: int) -> torch.Tensor:
@@ -133,10 +166,24 @@ class SlotsOf:
             for slot in range(len(slots.weights))
         ]
 
-    def add(self, slot: int) -> None:
-        """Have a slot computed once its copy has arrived."""
-        self._lane.compute(slot, self._passes[slot])
+    def add(
+        self, experts: Sequence[ExpertWeights], gates: Callable[[int], NDArray[np.float32] | float]
+    ) -> int | None:
+        """Have some computed, by their rows' `gates` of each number; the slot of the last one.
 
+        As many copies as there is room for are asked for before anything else is.
+        """
+        slots, slot, sent = self._slots, None, deque[tuple[int, int]]()
 
-def _never(_cut: int) -> None:
-    raise AssertionError("an expert has no cuts")
+        def compute(number: int, slot: int) -> None:
+            slots.gates[slot] = gates(number)
+            slots.lane.compute(slot, self._passes[slot])
+
+        for number, weights in enumerate(experts):
+            if len(sent) == len(slots.weights):
+                compute(*sent.popleft())
+            slot = slots.send(weights)
+            sent.append((number, slot))
+        for one in sent:
+            compute(*one)
+        return slot

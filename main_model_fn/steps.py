@@ -64,7 +64,7 @@ class Steps:
         self._yielding = [part.stream for part in parts if part.yields_token]
         self._meter.begin_step(spans, time.monotonic())
 
-    def end(self, logits: torch.Tensor) -> None:
+    def end(self, logits: torch.Tensor) -> list[int]:
         """Choose each yielding stream's next token, and make it the row's argmax, in place.
 
         `logits` is float32 [rows, vocab], one row for each yielding part in order. Rows after
@@ -88,3 +88,4 @@ class Steps:
             if stream.guide is not None and not stream.guide.accept(token):
                 stream.fail()
             stream.add(token, logprob)
+        return [token for _, token, _ in chosen]

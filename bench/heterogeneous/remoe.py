@@ -120,7 +120,7 @@ def check_steps(most: int = 8) -> Iterator[list[float]]:
         got = call(self, **given)
         if given["input_ids"].shape[1] == 1 and len(errors) < most:
             ours = got.last_hidden_state.float().clone()
-            theirs = self.library(**given).last_hidden_state.float()
+            theirs = self.by_library(**given).last_hidden_state.float()
             errors.append(float((ours - theirs).norm() / theirs.norm()))
         return got
 
@@ -138,9 +138,9 @@ def parts_of_a_step() -> Iterator[dict[str, float]]:
     watched: list[tuple[Any, str, str]] = [
         (GraphedDecoder, "__call__", "pass"),
         (graphed_decoder._Step, "run", "step"),  # noqa: SLF001
-        (FewRows, "add", "layer's experts"),
-        (FewRows, "_start_alone", "starting the CPU"),
-        (NativePool, "wait", "waiting for the CPU"),
+        (graphed_decoder._Step, "begin", "asking for a layer's experts"),  # noqa: SLF001
+        (NativePool, "start_route", "of it, starting the CPU"),
+        (FewRows, "finish", "waiting for the CPU"),
     ]
     kept = [(owner, name, owner.__dict__[name]) for owner, name, _ in watched]
 

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from remoe.kernel.interface import KernelUnavailableError
 from remoe.kernel.native import LIBRARY
@@ -217,6 +218,10 @@ class NativePool:
         self.spared = threads // 2
         """Threads that rest where others compute on this machine's processors at the same time."""
         self._aside: int | None = None
+        self.ended: NDArray[np.int32] | None = None
+        """How many calls beside have ended, in memory that others watch; see `tell`."""
+        self.begun = 0
+        """How many have been begun, counted with `ended`."""
         self._handle = self._library.remoe_open(threads, spins, variant and variant.encode())
         if not self._handle:
             raise KernelUnavailableError(
@@ -263,11 +268,26 @@ class NativePool:
         One at a time, and to be waited for; the call and all it names stay alive till then.
         """
         self._library.remoe_aside_start(self._beside(), ctypes.byref(call))
+        self.begun += 1
         return self.wait
 
     def start_route(self, routed: Routed) -> None:
         """Begin `route` on the same thread; `wait` for it before anything else is begun."""
         self._library.remoe_aside_route(self._beside(), ctypes.byref(routed))
+        self.begun += 1
+
+    def tell(self, ended: NDArray[np.int32]) -> None:
+        """Count in `ended` [1], modulo 2^32, the calls beside as they end, also those that fail.
+
+        For who cannot call `wait`, as a GPU. Between two calls.
+        """
+        self._library.remoe_aside_tell(self._beside(), ended.ctypes.data)
+        self.ended, self.begun = ended, 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether what was begun on the thread beside is under way."""
+        return self._aside is not None and bool(self._library.remoe_aside_busy(self._aside))
 
     def wait(self) -> None:
         """Wait for what was begun on the thread beside."""
@@ -335,6 +355,9 @@ def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
     for name in ("start", "route"):
         begin = getattr(library, f"remoe_aside_{name}")
         begin.argtypes, begin.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    library.remoe_aside_tell.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.remoe_aside_tell.restype = None
+    library.remoe_aside_busy.argtypes = [ctypes.c_void_p]
     library.remoe_aside_wait.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.argtypes = [ctypes.c_void_p]
     library.remoe_aside_close.restype = None

@@ -91,13 +91,13 @@ def test_answers_and_routes_are_the_modules(
     model, meter = load(checkpoint, pool, remote, hot)
     body = model.base_model
     computed = list[tuple[int, bool]]()
-    add = FewRows.add
+    begin = FewRows.begin
 
     def counted(self: FewRows, layer: Any, rows: int) -> bool:
-        computed.append((rows, add(self, layer, rows)))
+        computed.append((rows, begin(self, layer, rows)))
         return computed[-1][1]
 
-    monkeypatch.setattr(FewRows, "add", counted)
+    monkeypatch.setattr(FewRows, "begin", counted)
     with serving(model, meter) as engine:
         in_segments = answers(engine, PROMPTS)
     assert {rows for rows, _ in computed} >= {1, 3}

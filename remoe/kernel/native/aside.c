@@ -19,6 +19,8 @@ struct aside {
     int status, closing;
     size_t spins;
     _Atomic int busy;
+    _Atomic uint32_t *told; /* counts the calls that are done; not this thread's memory */
+    uint32_t done;
 };
 
 static void await(struct aside *aside, int busy) { /* with the lock held, which it lets go */
@@ -44,6 +46,8 @@ static void *serve(void *argument) {
         const void *call = aside->call;
         pthread_mutex_unlock(&aside->lock);
         int status = work(aside->kernel, call);
+        aside->done++;
+        if (aside->told) atomic_store_explicit(aside->told, aside->done, memory_order_release);
         pthread_mutex_lock(&aside->lock);
         aside->status = status;
         set_busy(aside, 0);
@@ -68,6 +72,14 @@ static void start(struct aside *aside, work *work, const void *call) {
     pthread_mutex_unlock(&aside->lock);
 }
 
+/* From the next call on, write to `told` how many there have been, as each ends, and whether or not
+ * it failed: a GPU may wait for that. Between two calls; NULL ends it. */
+EXPORT void remoe_aside_tell(struct aside *aside, _Atomic uint32_t *told) {
+    aside->told = told;
+    aside->done = 0;
+    if (told) atomic_store_explicit(told, 0, memory_order_release);
+}
+
 /* Begin a call, which stays as it is until remoe_aside_wait: one at a time. */
 EXPORT void remoe_aside_start(struct aside *aside, const struct call *call) {
     start(aside, forward, call);
@@ -76,6 +88,11 @@ EXPORT void remoe_aside_start(struct aside *aside, const struct call *call) {
 /* The same of rows as a router chose. */
 EXPORT void remoe_aside_route(struct aside *aside, const struct routed *routed) {
     start(aside, route, routed);
+}
+
+/* Whether the call that was started is under way. */
+EXPORT int remoe_aside_busy(struct aside *aside) {
+    return aside->busy;
 }
 
 /* The status of the call that was started, once it is done. */

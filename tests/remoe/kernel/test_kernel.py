@@ -144,6 +144,21 @@ def test_a_call_beside_gives_the_same_bits(
         assert total.tobytes() == expected.tobytes()
 
 
+def test_calls_beside_are_counted_where_others_look(library: Path) -> None:
+    case = random_case(np.random.default_rng(0), hidden=16, inner=8, rows=3)
+    pool = NativePool(library=library)
+    kernel = NativeKernel(case.experts.__getitem__, pool, activation=SILU)
+    total = np.zeros(case.rows.hidden.shape, np.float32)
+    kernel.start(case.ids, case.rows, total)()
+    ended = np.full(1, 7, np.int32)
+    pool.tell(ended)
+    assert (ended[0], pool.begun) == (0, 0)
+    for count in (1, 2, 3):
+        kernel.start(case.ids, case.rows, total)()
+        assert (ended[0], pool.begun, pool.busy) == (count, count, False)
+    pool.close()
+
+
 @given(case=cases, choice=st.integers(0, 2**16))
 @property_settings
 def test_a_rows_bits_do_not_depend_on_the_rows_beside_it(
