@@ -117,8 +117,8 @@ def run_remoe(model_dir: Path, share: float) -> dict[str, float]:
 
     from main_model_fn.engine import Engine, EngineLimits
     from main_model_fn.http_transport import HttpTransport
-    from main_model_fn.loading import load_split_model
     from main_model_fn.metering import StepMeter
+    from main_model_fn.served_model import load_served_model
     from remoe.checkpoint import Checkpoint
     from remoe.experts import Partition
     from remoe.generation import GenerateRequest, SamplingParams
@@ -135,7 +135,7 @@ def run_remoe(model_dir: Path, share: float) -> dict[str, float]:
     )
     meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1)
     with expert_functions(checkpoint, model_dir) as topology:
-        model = load_split_model(
+        model = load_served_model(
             model_dir,
             partition=partition,
             dtype=torch.bfloat16,

@@ -16,6 +16,7 @@ import msgspec
 from evaluation.page_cache import drop
 from main_model_fn.call_times import expert_call
 from main_model_fn.http_transport import HttpTransport
+from main_model_fn.native_model import NativeShape
 from remoe.checkpoint import Checkpoint
 from remoe.cli.hardware.functions import FunctionProcess, layers_env, libraries_s
 from remoe.errors import SettingsError
@@ -45,7 +46,8 @@ def start_main_function(model_dir: Path, remote_ratio: float, *, cold: bool) -> 
         with FunctionProcess("planner", model_dir, Path(folder), env) as planner:
             planner.start()
             plan_s = _plan_s(planner.url, Checkpoint.open(model_dir))
-            imports_s = libraries_s()
+            native = NativeShape.of(Checkpoint.open(model_dir)) is not None
+            imports_s = libraries_s(native=native)
             if cold:
                 drop(model_dir)  # what the planner read
             with FunctionProcess(

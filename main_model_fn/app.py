@@ -26,9 +26,9 @@ from main_model_fn.guide import Guides
 from main_model_fn.http_transport import HttpTransport
 from main_model_fn.in_process_transport import InProcessTransport
 from main_model_fn.live_partition import LivePartition
-from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_threads import open_pool
+from main_model_fn.served_model import load_served_model
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError, InvalidRequestError, RemoeError
@@ -67,7 +67,7 @@ def _load(
     )
     pool = open_pool(settings, device)
     hot = hot_budget(settings, checkpoint, deployment, device)
-    model = load_split_model(
+    model = load_served_model(
         Path(topology.model_dir),
         partition=deployment.partition,
         dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
@@ -80,6 +80,7 @@ def _load(
         pool=pool,
         hot=hot,
         payload_limit_bytes=settings.payload_limit_bytes,
+        needs_library=settings.policy != "remoe",  # its gates are read from the modules
     )
     limits = EngineLimits(
         kv_tokens=settings.kv_tokens,
@@ -95,7 +96,7 @@ def _load(
         deployment_plan_id=deployment.plan_id,
         recurrent=checkpoint.family.recurrent,
         guides=Guides(
-            Path(topology.model_dir) / "tokenizer.json", vocab_size=int(model.config.vocab_size)
+            Path(topology.model_dir) / "tokenizer.json", vocab_size=checkpoint.vocab_size
         ),
     )
     engine.start()

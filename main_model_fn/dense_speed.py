@@ -18,11 +18,11 @@ import torch
 from main_model_fn.config import MainSettings
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.experts_modules import experts_by_layer
-from main_model_fn.loading import load_split_model
 from main_model_fn.local_experts import ExpertsModule, LocalExperts
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_stop import Stop
 from main_model_fn.native_threads import open_pool
+from main_model_fn.served_model import load_served_model
 from main_model_fn.transport import PendingReply
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import ExpertCall
@@ -113,7 +113,7 @@ def _engine(checkpoint: Checkpoint, device: torch.device, *, most_tokens: int) -
     )
     settings = MainSettings.model_construct(kernel="auto", threads=None)
     meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1.0)
-    model = load_split_model(
+    model = load_served_model(
         checkpoint.model_dir,
         partition=Partition(experts=checkpoint.experts, remote=everything),
         dtype=None,

@@ -7,15 +7,13 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from copy import copy
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from main_model_fn.guide import Guide, Guides
 from main_model_fn.metering import StepMeter
-from main_model_fn.paged_runner import PagedRunner
+from main_model_fn.native_model import NativeModel
+from main_model_fn.native_runner import NativeRunner
 from main_model_fn.runner import EngineLimits, Runner
-from main_model_fn.sequential_runner import SequentialRunner
-from main_model_fn.steps import Steps
 from main_model_fn.stream import Stream
 from remoe.errors import ContextLengthError, InvalidRequestError, QueueFullError, UnavailableError
 from remoe.generation import (
@@ -28,6 +26,9 @@ from remoe.generation import (
 )
 from remoe.tracing import current_span
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = ["Engine", "EngineLimits"]
 
 
@@ -39,7 +40,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: NativeModel | PreTrainedModel,
         meter: StepMeter,
         *,
         limits: EngineLimits,
@@ -50,11 +51,14 @@ class Engine:
         self._meter = meter
         self._limits = limits
         self.deployment_plan_id = deployment_plan_id
-        self._vocab_size = int(model.config.vocab_size)
         self._open = 0
         self._guides = guides
-        runner = SequentialRunner if recurrent else PagedRunner
-        self._runner: Runner = runner(model, Steps(model, meter), limits)
+        if isinstance(model, NativeModel):
+            self._vocab_size = model.vocab_size
+            self._runner: Runner = NativeRunner(model, meter, limits)
+        else:
+            self._vocab_size = int(model.config.vocab_size)
+            self._runner = _library_runner(model, meter, limits, recurrent=recurrent)
 
     def start(self) -> None:
         self._runner.start()
@@ -191,6 +195,19 @@ class Engine:
             prefill_counts=meter.prefill_counts.tolist(),
             decode_counts=meter.decode_counts.tolist(),
         )
+
+
+def _library_runner(
+    model: PreTrainedModel, meter: StepMeter, limits: EngineLimits, *, recurrent: bool
+) -> Runner:
+    # Imported for library models alone: they bring transformers, which takes seconds.
+    from main_model_fn.library_scoring import library_scorer
+    from main_model_fn.paged_runner import PagedRunner
+    from main_model_fn.sequential_runner import SequentialRunner
+    from main_model_fn.steps import Steps
+
+    runner = SequentialRunner if recurrent else PagedRunner
+    return runner(model, Steps(library_scorer(model), meter), limits)
 
 
 def _failed(stream: Stream, error: str) -> GenerateEvent:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
+from main_model_fn.native_model import NativeModel
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
 from remoe.experts import ExpertId
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["checked_experts", "experts_by_layer"]
 
 _NAME = re.compile(r"\.layers\.(\d+)\..*\bexperts$")
 
 
-def experts_by_layer(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
-    """The modules that transformers' experts registry serves, in the order of their layers."""
+def experts_by_layer(model: NativeModel | PreTrainedModel) -> dict[int, torch.nn.Module]:
+    """The modules that transformers' experts registry serves, in the order of their layers.
+
+    Of a native model, what stands for them.
+    """
+    if isinstance(model, NativeModel):
+        return model.experts
     found = {
         int(match.group(1)): module
         for name, module in model.named_modules()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.gpu_memory import GpuMemory
 from main_model_fn.metering import StepMeter
+from main_model_fn.native_model import NativeModel
 from main_model_fn.split import LayerExperts
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
 from remoe.experts import Partition
 from remoe.plan import Deployment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["LivePartition", "PartitionChange", "check_partition"]
 
@@ -51,14 +55,14 @@ class LivePartition:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: NativeModel | PreTrainedModel,
         checkpoint: Checkpoint,
         deployment: Deployment,
         meter: StepMeter,
         gpu: GpuMemory | None = None,
     ) -> None:
         self._layers: dict[int, LayerExperts] = {
-            layer: module.remoe  # type: ignore[misc]  # set by load_split_model
+            layer: module.remoe  # type: ignore[misc]  # set where it was loaded
             for layer, module in experts_by_layer(model).items()
         }
         self._checkpoint = checkpoint

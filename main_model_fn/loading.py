@@ -10,15 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from main_model_fn.experts_modules import checked_experts
-from main_model_fn.fan_out import FanOut
 from main_model_fn.fused_norm import use_fused_norms
 from main_model_fn.graphed_decoder import use_graphs
 from main_model_fn.heterogeneous import HeterogeneousExperts
@@ -28,9 +25,9 @@ from main_model_fn.local_experts import LocalExperts, NativeExperts, TorchExpert
 from main_model_fn.machine import Machine, slices_for
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_layers import use_native_layers
-from main_model_fn.split import EXPERTS_IMPLEMENTATION, LayerExperts, split_experts_forward
-from main_model_fn.streaming import ExpertWeights
+from main_model_fn.split import EXPERTS_IMPLEMENTATION, SplitLayers, split_experts_forward
 from main_model_fn.transport import ExpertTransport
+from main_model_fn.weight_reader import WeightReader
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError
 from remoe.expert_call import MAX_BODY_BYTES
@@ -38,69 +35,7 @@ from remoe.experts import ExpertId, Partition
 from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import NativePool
 
-__all__ = ["WeightReader", "load_split_model"]
-
-
-class WeightReader:
-    """Reads single tensors and experts of a checkpoint into one dtype and device."""
-
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint = checkpoint
-        self.dtype = dtype
-        self.device = device
-        paths = {checkpoint.path_of(name) for name in checkpoint.names}
-        self._files = {path: safe_open(path, framework="pt") for path in paths}
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor as stored."""
-        file = self._files[self._checkpoint.path_of(name)]
-        whole: torch.Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-        return whole
-
-    def expert_part(self, name: str, index: int | None = None) -> torch.Tensor:
-        """A copy of an expert's tensor, or of its part of a stacked one; the file's pages go."""
-        mapped = self._checkpoint.tensor(name)
-        if index is not None:
-            mapped = mapped.view(mapped.values[index])
-        copy = torch.from_numpy(np.array(mapped.values))
-        mapped.release()
-        return copy.view(torch.bfloat16) if mapped.dtype == "BF16" else copy
-
-    def expert(self, expert: ExpertId) -> ExpertWeights:
-        """One expert as transformers lays it out when it loads: gate and up in one matrix."""
-        layout = self._checkpoint.family.layout
-        index = expert.index if layout.stacked else None
-        parts = {
-            template: self.expert_part(name, index).to(self.device, self.dtype)
-            for template, name in zip(
-                layout.templates, self._checkpoint.family.expert_names(expert), strict=True
-            )
-        }
-        gate_up = (
-            parts[layout.gate]
-            if layout.fused
-            else torch.cat([parts[layout.gate], parts[layout.up]])
-        )
-        if layout.bias is None:
-            return ExpertWeights(gate_up=gate_up, down=parts[layout.down])
-        return ExpertWeights(
-            gate_up=gate_up,
-            down=parts[layout.down],
-            gate_up_bias=parts[layout.gate + layout.bias],
-            down_bias=parts[layout.down + layout.bias],
-        )
-
-    def non_experts(self, dtype_of: Callable[[str], torch.dtype | None]) -> dict[str, torch.Tensor]:
-        """All other tensors, by their names in the transformers module.
-
-        `dtype_of` a name is None where the module has no such tensor.
-        """
-        family = self._checkpoint.family
-        names = {family.module_name(name): name for name in self._checkpoint.non_expert_names}
-        return {
-            module_name: self.tensor(name).to(self.device, dtype_of(module_name))
-            for module_name, name in names.items()
-        }
+__all__ = ["load_split_model"]
 
 
 def load_split_model(
@@ -136,23 +71,19 @@ def load_split_model(
     reader = WeightReader(checkpoint, dtype, device)
     if device.type != "cpu":
         hot = hot or HotBudget(0)
-    new_local = _local_experts(checkpoint, partition, reader, pool, hot)
+    split = SplitLayers(
+        checkpoint,
+        partition,
+        _local_experts(checkpoint, partition, reader, pool, hot),
+        transport=transport,
+        function_memory_gb=function_memory_gb,
+        meter=meter,
+        payload_limit_bytes=payload_limit_bytes,
+    )
     for layer, module in checked_experts(model, checkpoint).items():
         for name, _ in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-        local = new_local(layer)
-        local.attach(partition.local(layer))
-        fan_out = FanOut(
-            layer=layer,
-            model_digest=checkpoint.digest,
-            transport=transport,
-            function_memory_gb=function_memory_gb[layer],
-            meter=meter,
-            payload_limit_bytes=payload_limit_bytes,
-        )
-        module.remoe = LayerExperts(  # type: ignore[assignment]  # not a submodule: no parameters
-            layer=layer, local=local, fan_out=fan_out, meter=meter
-        )
+        module.remoe = split.layer(layer)  # type: ignore[assignment]  # not a submodule: no parameters
     _load_non_experts(model, reader, dtype)
     model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
     model = model.to(device).eval().requires_grad_(requires_grad=False)

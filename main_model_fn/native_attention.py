@@ -10,20 +10,19 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.native_linear import NativeLinear
 from remoe.kernel.native_library import Attention, NativePool
 from remoe.kernel.projector import Projector
 
-__all__ = ["NativeAttention", "Paged", "paged_step"]
+__all__ = ["MOST_KEYS", "MOST_ROWS", "NativeAttention", "Paged", "normed_heads", "paged_step"]
 
 # What some families do to scores or projections, and a short prompt may not show.
 _OTHERWISE = ("sinks", "softcap", "attn_logit_softcapping", "clip_qkv")
 
 # The library's matrix products win where many rows meet many keys.
-_MOST_ROWS, _MOST_KEYS = 8, 1024
+MOST_ROWS, MOST_KEYS = 8, 1024
 
 
 class Paged(NamedTuple):
@@ -107,7 +106,7 @@ class NativeAttention(nn.Module):
         query, key, value = (hidden.new_empty((rows, columns)) for columns in self.columns)
         self._project(rows, hidden.data_ptr(), (query.data_ptr(), key.data_ptr(), value.data_ptr()))
         query, key = (
-            part if norm is None else _normed(part, norm, self.call.width)
+            part if norm is None else normed_heads(part, norm, self.call.width)
             for part, norm in zip((query, key), self.norms, strict=True)
         )
         cosine, sine = (part.reshape(rows, -1).contiguous() for part in position_embeddings)
@@ -193,7 +192,7 @@ def _has_the_shape(attention: nn.Module) -> bool:
     )
 
 
-def _normed(part: torch.Tensor, norm: nn.Module, width: int) -> torch.Tensor:
+def normed_heads(part: torch.Tensor, norm: nn.Module, width: int) -> torch.Tensor:
     """Over each head where the norm is as wide as one, over all of them where it is wider."""
     wide = norm.get_parameter("weight").shape[-1]
     normed: torch.Tensor = norm(part.view(len(part), -1, width) if wide == width else part)
@@ -202,15 +201,16 @@ def _normed(part: torch.Tensor, norm: nn.Module, width: int) -> torch.Tensor:
 
 def paged_step(kwargs: dict[str, Any], layer: int) -> Paged | None:
     """What continuous batching says of a step and a layer; None if that is not for the kernel."""
-    cache = kwargs.get("cache")
-    if not isinstance(cache, PagedAttentionCache) or kwargs.get("block_table") is not None:
+    # Told by what it has: its type would have to be imported, also where it is not used.
+    allocators = getattr(kwargs.get("cache"), "layer_to_allocator", None)
+    if allocators is None or kwargs.get("block_table") is not None:
         return None
-    allocator = cache.layer_to_allocator[layer]
+    allocator = allocators[layer]
     kind = allocator.layer_type
     views = getattr(allocator, "_kv_token_views", None)
     if kind != "full_attention" or views is None:
         return None
-    if kwargs["max_length_q"] > _MOST_ROWS and kwargs["max_length_k"][kind] > _MOST_KEYS:
+    if kwargs["max_length_q"] > MOST_ROWS and kwargs["max_length_k"][kind] > MOST_KEYS:
         return None
     write = kwargs["write_index"][allocator.index]
     read = kwargs["read_index"][allocator.index]

@@ -73,6 +73,7 @@ class SequentialRunner:
                 stream.fail()  # which changes nothing unless it was stopped
                 self._running = None
         except Exception:  # noqa: BLE001  # whatever it was, the replica is replaced
+            self._fail_all()  # now: telling a trace can take a second
             _log.exception("engine_failed")
         finally:
             self._fail_all()

@@ -7,7 +7,7 @@ experts stay the library's own for every family (papers.md A.2; peers-and-conven
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -17,8 +17,17 @@ from main_model_fn.local_experts import ExpertsModule, LocalExperts
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_stop import Stop
 from main_model_fn.routes import Batch
+from main_model_fn.transport import ExpertTransport
+from remoe.checkpoint import Checkpoint
+from remoe.experts import Partition
 
-__all__ = ["EXPERTS_IMPLEMENTATION", "LayerExperts", "SplitModule", "split_experts_forward"]
+__all__ = [
+    "EXPERTS_IMPLEMENTATION",
+    "LayerExperts",
+    "SplitLayers",
+    "SplitModule",
+    "split_experts_forward",
+]
 
 EXPERTS_IMPLEMENTATION = "remoe_split"
 
@@ -124,6 +133,43 @@ class LayerExperts:
             total += rows
         else:
             total[torch.from_numpy(call.rows).to(total.device)] += rows
+
+
+class SplitLayers:
+    """Makes the split experts of a model's layers, as a partition says."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        partition: Partition,
+        new_local: Callable[[int], LocalExperts],
+        *,
+        transport: ExpertTransport,
+        function_memory_gb: Mapping[int, float],
+        meter: StepMeter,
+        payload_limit_bytes: int,
+    ) -> None:
+        self._partition, self._new_local, self._meter = partition, new_local, meter
+
+        def fan_out(layer: int) -> FanOut:
+            return FanOut(
+                layer=layer,
+                model_digest=checkpoint.digest,
+                transport=transport,
+                function_memory_gb=function_memory_gb[layer],
+                meter=meter,
+                payload_limit_bytes=payload_limit_bytes,
+            )
+
+        self._fan_out = fan_out
+
+    def layer(self, layer: int) -> LayerExperts:
+        """One layer's, its resident experts in memory."""
+        local = self._new_local(layer)
+        local.attach(self._partition.local(layer))
+        return LayerExperts(
+            layer=layer, local=local, fan_out=self._fan_out(layer), meter=self._meter
+        )
 
 
 def split_experts_forward(

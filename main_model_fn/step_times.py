@@ -16,9 +16,9 @@ import torch
 
 from main_model_fn.config import MainSettings
 from main_model_fn.engine import Engine, EngineLimits
-from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
 from main_model_fn.native_threads import open_pool
+from main_model_fn.served_model import load_served_model
 from main_model_fn.transport import ExpertTransport
 from remoe.checkpoint import Checkpoint
 from remoe.experts import Partition
@@ -41,7 +41,7 @@ def measure_step(
     device = torch.device("cpu")
     every = tuple(range(checkpoint.experts)) if remote else ()
     meter = StepMeter(layers=checkpoint.layers, experts=checkpoint.experts, main_memory_gb=1.0)
-    model = load_split_model(
+    model = load_served_model(
         model_dir,
         partition=Partition(
             experts=checkpoint.experts,

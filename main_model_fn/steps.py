@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from main_model_fn.logprobs import token_logprob
 from main_model_fn.metering import Span, StepMeter
@@ -45,9 +44,9 @@ class Part:
 class Steps:
     """Called from the engine's thread, by turns: `begin`, the model, `end`."""
 
-    def __init__(self, model: PreTrainedModel, meter: StepMeter) -> None:
+    def __init__(self, scorer: PromptScorer, meter: StepMeter) -> None:
         self._meter = meter
-        self._scorer = PromptScorer(model)
+        self._scorer = scorer
         self._yielding: list[Stream] = []
 
     def begin(self, parts: list[Part]) -> None:

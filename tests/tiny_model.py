@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from main_model_fn import in_process_transport
 from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
+from main_model_fn.native_model import NativeModel
+from main_model_fn.served_model import load_served_model
 from main_model_fn.transport import PendingReply, RemoteResult
 from remoe.checkpoint import Checkpoint
 from remoe.errors import ExpertUnavailableError
@@ -118,3 +120,28 @@ def split(
         pool=pool,
         payload_limit_bytes=payload_limit_bytes,
     )
+
+
+def native(
+    model_dir: Path,
+    remote: tuple[tuple[int, ...], ...],
+    transport: InProcessTransport,
+    meter: StepMeter,
+    pool: NativePool,
+    dtype: torch.dtype = torch.float32,
+    payload_limit_bytes: int = MAX_BODY_BYTES,
+) -> NativeModel:
+    """The same without the library."""
+    model = load_served_model(
+        model_dir,
+        partition=Partition(experts=EXPERTS, remote=remote),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        transport=transport,
+        function_memory_gb=dict.fromkeys(range(LAYERS), 0.5),
+        meter=meter,
+        pool=pool,
+        payload_limit_bytes=payload_limit_bytes,
+    )
+    assert isinstance(model, NativeModel)
+    return model

@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from main_model_fn.engine import Engine
+from main_model_fn.native_model import NativeModel
+from main_model_fn.native_runner import NativeRunner
 from main_model_fn.paged_runner import PagedRunner
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
 from tests.main_model_fn.conftest import LIMITS
@@ -66,10 +68,50 @@ class Pages:
 
     def __init__(self, engine: Engine) -> None:
         runner = engine._runner
-        assert isinstance(runner, PagedRunner)
-        self.manager = runner._manager
-        assert self.manager.batch_processor is not None
-        self._processor = self.manager.batch_processor
+        assert isinstance(runner, NativeRunner | PagedRunner)
+        self._cache = _NativePages(runner) if isinstance(runner, NativeRunner) else _Blocks(runner)
+
+    @property
+    def used(self) -> int:
+        return self._cache.used
+
+    @property
+    def kept(self) -> int:
+        return self._cache.kept
+
+    async def become_idle(self) -> None:
+        """No request holds a page, and those not kept are free again.
+
+        A last token is told before the step that freed its pages is over.
+        """
+        async with asyncio.timeout(10):
+            while not self._cache.idle:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+
+class _NativePages:
+    def __init__(self, runner: NativeRunner) -> None:
+        self._runner = runner
+
+    @property
+    def used(self) -> int:
+        return self._runner.pages.used
+
+    @property
+    def kept(self) -> int:
+        return self._runner.pages.kept
+
+    @property
+    def idle(self) -> bool:
+        return not self._runner._running and not self._runner._waiting and self.used == 0
+
+
+class _Blocks:
+    """Of the library."""
+
+    def __init__(self, runner: PagedRunner) -> None:
+        assert runner._manager.batch_processor is not None
+        self._processor = runner._manager.batch_processor
 
     @property
     def used(self) -> int:
@@ -81,7 +123,6 @@ class Pages:
 
     @property
     def idle(self) -> bool:
-        """No request holds a page, and those not kept are free again."""
         cache, scheduler = self._processor.cache, self._processor.scheduler
         kept = sum(
             len(one.ledger.cached_blocks) * one.bytes_per_block for one in self._allocators()
@@ -95,12 +136,6 @@ class Pages:
             and free + kept == whole
         )
 
-    async def become_idle(self) -> None:
-        """A last token is told before the step that freed its pages is over."""
-        async with asyncio.timeout(10):
-            while not self.idle:  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-
     def _allocators(self) -> list[Any]:
         return list(self._processor.cache.cache_allocators.values())
 
@@ -109,7 +144,7 @@ class Pages:
 
 
 @contextmanager
-def serving(model: PreTrainedModel, meter: Any) -> Iterator[Engine]:
+def serving(model: NativeModel | PreTrainedModel, meter: Any) -> Iterator[Engine]:
     engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
     engine.start()
     try:

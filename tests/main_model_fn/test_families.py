@@ -19,8 +19,9 @@ from expert_fn.compute import ExpertComputer
 from knative.deployment import DeploymentOptions, default_deployment
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.experts_modules import experts_by_layer
-from main_model_fn.loading import WeightReader, load_split_model
+from main_model_fn.loading import load_split_model
 from main_model_fn.metering import StepMeter
+from main_model_fn.weight_reader import WeightReader
 from remoe import families
 from remoe.checkpoint import Checkpoint
 from remoe.errors import CheckpointError

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from main_model_fn.engine import Engine
+from main_model_fn.metering import Span
 from main_model_fn.sampling import choose_token
+from main_model_fn.transport import RemoteResult
 from remoe.generation import GenerateEvent, GenerateRequest, SamplingParams
 from tests.main_model_fn.asking import Pages, ask, collect, events, generate, random_prompt
 
@@ -116,11 +118,18 @@ def test_any_of_several_stop_tokens_ends_one_stream_and_no_other(
 
 
 def test_cancelled_at_any_moment_a_stream_frees_its_pages(
-    engine: Engine, unmodified: PreTrainedModel
+    engine: Engine, unmodified: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it waits, in the middle of its prompt, between tokens, and when it had just ended."""
     pages = Pages(engine)
     long_prompt = random_prompt(350, 600)  # ten steps
+    steps, begin_step = [0], engine._meter.begin_step
+
+    def counting(spans: list[Span], now: float) -> None:
+        steps[0] += 1
+        begin_step(spans, now)
+
+    monkeypatch.setattr(engine._meter, "begin_step", counting)
 
     async def cancel(request: GenerateRequest, *, after_steps: int, after_events: int) -> None:
         stream = engine.generate(request)
@@ -130,10 +139,9 @@ def test_cancelled_at_any_moment_a_stream_frees_its_pages(
             await stream.aclose()
             return
         waiting = asyncio.ensure_future(anext(stream))
-        manager = pages.manager
-        began = manager.current_batch
+        began = steps[0]
         await asyncio.sleep(0)
-        while manager.current_batch < began + after_steps:  # noqa: ASYNC110
+        while steps[0] < began + after_steps:  # noqa: ASYNC110
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -178,13 +186,13 @@ def test_the_steps_remaining_time_is_that_of_its_streams(
     """What a remote call of the step may take."""
     meter = engine._meter
     seen: list[float | None] = []
-    record_routes = meter.record_routes
+    record_call = meter.record_call
 
-    def noting(layer: int, top_k_index: NDArray[np.int64]) -> None:
+    def noting(rows: NDArray[np.intp], result: RemoteResult, memory_gb: float) -> None:
         seen.append(meter.remaining_s(meter._began_at))
-        record_routes(layer, top_k_index)
+        record_call(rows, result, memory_gb)
 
-    monkeypatch.setattr(meter, "record_routes", noting)
+    monkeypatch.setattr(meter, "record_call", noting)
     asyncio.run(collect(engine, ask([5, 6], tokens=2, deadline_s=30.0)))
     limited = seen.copy()
     seen.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from transformers import PreTrainedModel
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.metering import Span
 from remoe.generation import GenerateEvent, SamplingParams
+from remoe.kernel.native_library import NativePool
 from tests.main_model_fn.asking import Pages, ask, collect, generate, random_prompt
-from tests.tiny_model import InProcessTransport, new_meter, split
+from tests.tiny_model import InProcessTransport, native, new_meter, split
 
 PAGE = 16
 
@@ -142,12 +144,22 @@ def test_kept_pages_make_way_when_room_is_needed(
     assert prefill_rows(last) == 900
 
 
+@pytest.mark.parametrize("natively", [False, True])
 def test_a_full_cache_changes_no_answer_and_no_count(
-    tiny_model_dir: Path, unmodified: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path,
+    unmodified: PreTrainedModel,
+    pool: NativePool,
+    natively: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Streams outgrow the cache together: some are put off, and computed again later."""
-    meter = new_meter()
-    model = split(tiny_model_dir, ((0,), (1,), (2,)), InProcessTransport(tiny_model_dir), meter)
+    meter, transport = new_meter(), InProcessTransport(tiny_model_dir)
+    remote = ((0,), (1,), (2,))
+    model: Any = (
+        native(tiny_model_dir, remote, transport, meter, pool)
+        if natively
+        else split(tiny_model_dir, remote, transport, meter)
+    )
     limits = EngineLimits(
         kv_tokens=256, page_tokens=16, batch_tokens=64, max_requests=8, max_queue=8
     )

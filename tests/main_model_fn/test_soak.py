@@ -25,9 +25,11 @@ from transformers import PreTrainedModel
 
 from main_model_fn.engine import Engine, EngineLimits
 from main_model_fn.http_transport import HttpTransport
-from main_model_fn.loading import load_split_model
+from main_model_fn.native_model import NativeModel
+from main_model_fn.served_model import load_served_model
 from remoe.experts import Partition
 from remoe.generation import GenerateRequest, GenerationStats, SamplingParams
+from remoe.kernel.native_library import NativePool
 from remoe.topology import Topology
 from tests.main_model_fn.asking import GREEDY, Pages, ask, collect, generate, random_prompt
 from tests.processes import ExpertProcess
@@ -198,6 +200,8 @@ async def under_faults(engine: Engine, jobs: list[Job], faults: Faults) -> Tally
             await all_requests(engine, jobs[:WARM_UP], tally)
             before = memory_mib()
             await all_requests(engine, jobs[WARM_UP:], tally)
+            while not all(faults.done.values()):  # where steps are short
+                await all_requests(engine, jobs[WARM_UP:], tally)
             await Pages(engine).become_idle()
     finally:
         faults.over = True
@@ -232,13 +236,18 @@ def topology_of(functions: tuple[ExpertProcess, ...]) -> Topology:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("natively", [False, True])
 def test_soak(
-    tiny_model_dir: Path, unmodified: PreTrainedModel, functions: tuple[ExpertProcess, ...]
+    tiny_model_dir: Path,
+    unmodified: PreTrainedModel,
+    functions: tuple[ExpertProcess, ...],
+    pool: NativePool,
+    natively: bool,
 ) -> None:
     files_before = open_files()
     transport = HttpTransport(topology_of(functions), timeout_s=CALL_TIMEOUT_S)
     meter = new_meter()
-    model = load_split_model(
+    model = load_served_model(
         tiny_model_dir,
         partition=Partition(experts=EXPERTS, remote=REMOTE),
         dtype=torch.float32,
@@ -246,7 +255,9 @@ def test_soak(
         transport=transport,
         function_memory_gb=dict.fromkeys(range(LAYERS), 0.5),
         meter=meter,
+        pool=pool if natively else None,
     )
+    assert isinstance(model, NativeModel) is natively
     engine = Engine(model, meter, limits=LIMITS, deployment_plan_id="plan-test")
     engine.start()
     try:

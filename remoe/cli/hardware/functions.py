@@ -178,11 +178,15 @@ def measure_main_cold_start(model_dir: Path, *, starts: int = 2) -> ColdStart:
     Without a planner it loads half of the experts, as it does in production when the planner is
     away.
     """
+    # Here, because it brings torch.
+    from main_model_fn.native_model import NativeShape
+
+    native = NativeShape.of(Checkpoint.open(model_dir)) is not None
     libraries: list[float] = []
     total: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(starts):
-            libraries.append(libraries_s())
+            libraries.append(libraries_s(native=native))
             with FunctionProcess("main_model_fn", model_dir, Path(folder), {}) as function:
                 total.append(function.start())
     model = [max(0.0, a - b) for a, b in zip(total, libraries, strict=True)]
@@ -192,13 +196,15 @@ def measure_main_cold_start(model_dir: Path, *, starts: int = 2) -> ColdStart:
     )
 
 
-def libraries_s() -> float:
+def libraries_s(*, native: bool) -> float:
     """How long a process takes to start and to import what the main function imports.
 
-    It ends without taking anything down again, which a start does not do either.
+    That is transformers too where a model is not all `native`. It ends without taking anything
+    down again, which a start does not do either.
     """
     before = time.perf_counter()
-    code = "import os, main_model_fn.app; os._exit(0)"
+    library = "" if native else ", main_model_fn.loading, main_model_fn.paged_runner"
+    code = f"import os, main_model_fn.app{library}; os._exit(0)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return time.perf_counter() - before
 
