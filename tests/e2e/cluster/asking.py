@@ -11,7 +11,7 @@ import openai
 
 from tests.e2e.cluster.kubernetes import Cluster
 
-__all__ = ["LONG_PROMPT", "LONG_TOKENS", "PROMPTS", "Answer", "answer", "asked"]
+__all__ = ["LONG_PROMPT", "LONG_TOKENS", "PROMPTS", "TOKENS", "Answer", "answer", "asked"]
 
 PROMPTS = (
     "What is the capital of France, and why is it famous?",
@@ -19,6 +19,8 @@ PROMPTS = (
     "Explain in two sentences how a bicycle stays upright.",
     "def fibonacci(n):",
 )
+
+TOKENS = 24
 
 # An answer that lasts while something happens to the cluster.
 LONG_PROMPT = "Write a long story about a lighthouse keeper and his daughter."
@@ -40,7 +42,7 @@ def answer(
     client: openai.OpenAI,
     prompt: str,
     *,
-    tokens: int = 24,
+    tokens: int = TOKENS,
     on_piece: Callable[[int], None] = lambda count: None,
 ) -> Answer:
     """Stream one greedy chat answer; `on_piece` is told how many pieces have come so far."""
@@ -72,7 +74,7 @@ def asked(
     cluster: Cluster,
     prompt: str,
     *,
-    tokens: int = 24,
+    tokens: int = TOKENS,
     on_piece: Callable[[int], None] = lambda count: None,
 ) -> Answer:
     """The same of a deployment's gateway."""

@@ -8,10 +8,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from remoe.cli.model import built_model
-from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, PROMPTS, answer
+from tests.e2e.cluster.asking import LONG_PROMPT, LONG_TOKENS, PROMPTS, TOKENS, answer
 from tests.e2e.cluster.kubernetes import Cluster, Flags, claim_on, empty_namespace
 from tests.e2e.platform import Platform
 
@@ -96,7 +97,22 @@ def options(model_dir: Path) -> Options:
 @pytest.fixture(scope="session")
 def local_answers(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Greedy answers of the same model in the local runtime, by prompt."""
+    lengths = {**dict.fromkeys(PROMPTS, TOKENS), LONG_PROMPT: LONG_TOKENS}
     with Platform(model_dir, tmp_path_factory.mktemp("local"), "--window", "12s") as platform:
-        texts = {prompt: answer(platform.client, prompt).text for prompt in PROMPTS}
-        long = answer(platform.client, LONG_PROMPT, tokens=LONG_TOKENS).text
-        return {**texts, LONG_PROMPT: long}
+        return {
+            prompt: _undisturbed(platform.client, prompt, tokens=tokens)
+            for prompt, tokens in lengths.items()
+        }
+
+
+def _undisturbed(client: openai.OpenAI, prompt: str, *, tokens: int) -> str:
+    """An answer of which no call was given up.
+
+    What the main function computes in a late function's place is rounded elsewhere, and bfloat16
+    then decides otherwise where two tokens are as likely.
+    """
+    for _ in range(5):
+        found = answer(client, prompt, tokens=tokens)
+        if found.x_remoe["local_fallbacks"] == 0:
+            return found.text
+    pytest.fail("the local runtime gave calls up in five answers: this machine has too much to do")
