@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 import msgspec
 import numpy as np
 
+from planner.moving_mean import MovingMean
+
 __all__ = ["Calibration", "Drift"]
 
 _KEPT_PLANS = 1024
@@ -38,16 +40,18 @@ class _Ratio:
     """A moving mean of log ratios, and the window its tail comes from."""
 
     def __init__(self, adaptation: float) -> None:
-        self._adaptation = adaptation
+        self._moving = MovingMean(adaptation)
         self._window: deque[float] = deque(maxlen=_WINDOW)
-        self._mean = 0.0
         self._renewed_at = 0.0
 
     def add(self, ratio: float) -> None:
         value = max(-_LARGEST, min(_LARGEST, math.log(ratio)))
-        first = not self._window
         self._window.append(value)
-        self._mean += (1.0 if first else self._adaptation) * (value - self._mean)
+        self._moving.add(value)
+
+    @property
+    def _mean(self) -> float:
+        return self._moving.value or 0.0
 
     @property
     def factor(self) -> float:

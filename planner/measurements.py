@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from planner.moving_mean import MovingMean
 from planner.prefill_time import PrefillTime
 from remoe.ledger import Ledger
 
@@ -57,27 +58,33 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learner:
-    """Keeps the measurements; `adaptation` is the weight of the newest request."""
+    """Keeps the measurements; `adaptation` is the least weight of the newest request."""
 
     def __init__(self, adaptation: float) -> None:
         self._adaptation = adaptation
         self._prefill, self._warm = PrefillTime(adaptation), False
+        self._decode_s, self._call_s = MovingMean(adaptation), MovingMean(adaptation)
+        self._cpu_share, self._gpu_share = MovingMean(adaptation), MovingMean(adaptation)
         self.measured = Measurements()
 
     def observe(self, request: FinishedRequest) -> None:
         before = self.measured
         requests = before.requests + 1
-        cpu, gpu = self._main_shares(request)
+        cpu, gpu = _main_shares(request)
         mean = before.decode_tokens or 0.0
         self._learn_prefill(request)
+        self._decode_s.add(request.tpot_s)
+        self._call_s.add(_call_s(request))
+        self._cpu_share.add(cpu)
+        self._gpu_share.add(gpu)
         fixed_s, s_per_token = self._prefill.line or (None, None)
         self.measured = Measurements(
             prefill_fixed_s=fixed_s,
             prefill_s_per_token=s_per_token,
-            decode_s_per_token=self._blend(before.decode_s_per_token, request.tpot_s),
-            remote_s_per_call=self._blend(before.remote_s_per_call, self._call_s(request)),
-            main_cpu_share=self._blend(before.main_cpu_share, cpu),
-            main_gpu_share=self._blend(before.main_gpu_share, gpu),
+            decode_s_per_token=self._decode_s.value,
+            remote_s_per_call=self._call_s.value,
+            main_cpu_share=self._cpu_share.value,
+            main_gpu_share=self._gpu_share.value,
             decode_tokens=mean + (request.decode_tokens - mean) / requests,
             requests=requests,
         )
@@ -91,25 +98,20 @@ class Learner:
             self._prefill, self._warm = PrefillTime(self._adaptation), True
         self._prefill.add(request.prompt_tokens, request.ttft_s)
 
-    def _blend(self, before: float | None, sample: float | None) -> float | None:
-        if before is None or sample is None:
-            return before if sample is None else sample
-        return before + self._adaptation * (sample - before)
 
-    @staticmethod
-    def _call_s(request: FinishedRequest) -> float | None:
-        ledger = request.ledger
-        if ledger is None or ledger.remote_calls == 0 or request.remote_memory_gb == 0:
-            return None
-        return ledger.remote_gb_s / ledger.remote_calls / request.remote_memory_gb
+def _call_s(request: FinishedRequest) -> float | None:
+    ledger = request.ledger
+    if ledger is None or ledger.remote_calls == 0 or request.remote_memory_gb == 0:
+        return None
+    return ledger.remote_gb_s / ledger.remote_calls / request.remote_memory_gb
 
-    @staticmethod
-    def _main_shares(request: FinishedRequest) -> tuple[float | None, float | None]:
-        seconds = request.ttft_s + (request.tpot_s or 0.0) * request.decode_tokens
-        if request.ledger is None or not request.main_memory_gb or seconds == 0:
-            return None, None
-        planned_gb_s = request.main_memory_gb * seconds
-        return (
-            request.ledger.main_cpu_gb_s / planned_gb_s,
-            request.ledger.main_gpu_gb_s / planned_gb_s,
-        )
+
+def _main_shares(request: FinishedRequest) -> tuple[float | None, float | None]:
+    seconds = request.ttft_s + (request.tpot_s or 0.0) * request.decode_tokens
+    if request.ledger is None or not request.main_memory_gb or seconds == 0:
+        return None, None
+    planned_gb_s = request.main_memory_gb * seconds
+    return (
+        request.ledger.main_cpu_gb_s / planned_gb_s,
+        request.ledger.main_gpu_gb_s / planned_gb_s,
+    )

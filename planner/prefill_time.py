@@ -6,7 +6,7 @@ A rate alone, learned from a prompt of a few tokens, makes a hundred tokens take
 
 from __future__ import annotations
 
-import numpy as np
+from planner.moving_mean import MovingMean
 
 __all__ = ["PrefillTime"]
 
@@ -17,27 +17,27 @@ _SAME_LENGTH = 0.05
 class PrefillTime:
     """Least squares over moving averages: `fixed_s` and `s_per_token`, neither below 0.
 
-    `adaptation` is the weight of the newest request, as it is in the planner's other averages. Until
-    lengths differ all time is taken for the tokens'.
+    `adaptation` is as in the planner's other averages (moving_mean.py). Until lengths differ all
+    time is taken for the tokens'.
     """
 
     def __init__(self, adaptation: float) -> None:
-        self._adaptation = adaptation
-        self._moments: np.ndarray | None = None  # means of n, t, n², n·t
+        self._tokens, self._seconds = MovingMean(adaptation), MovingMean(adaptation)
+        self._squares, self._products = MovingMean(adaptation), MovingMean(adaptation)
 
     def add(self, tokens: int, seconds: float) -> None:
-        sample = np.array([tokens, seconds, tokens**2, tokens * seconds])
-        if self._moments is None:
-            self._moments = sample
-        else:
-            self._moments += self._adaptation * (sample - self._moments)
+        self._tokens.add(tokens)
+        self._seconds.add(seconds)
+        self._squares.add(tokens**2)
+        self._products.add(tokens * seconds)
 
     @property
     def line(self) -> tuple[float, float] | None:
         """(`fixed_s`, `s_per_token`), None before the first request."""
-        if self._moments is None:
+        tokens, seconds = self._tokens.value, self._seconds.value
+        squares, products = self._squares.value, self._products.value
+        if tokens is None or seconds is None or squares is None or products is None:
             return None
-        tokens, seconds, squares, products = map(float, self._moments)
         variance = squares - tokens**2
         if variance <= (_SAME_LENGTH * tokens) ** 2:
             return 0.0, seconds / tokens

@@ -41,10 +41,10 @@ def test_the_first_request_is_taken_as_it_is() -> None:
 
 def test_times_move_by_the_adaptation_and_lengths_by_the_mean() -> None:
     slower = msgspec.structs.replace(REQUEST, ttft_s=1.5, tpot_s=0.3, decode_tokens=10)
-    measured = learned(REQUEST, REQUEST, slower, adaptation=0.25)
+    measured = learned(REQUEST, REQUEST, REQUEST, REQUEST, slower, adaptation=0.25)
     assert measured.prefill_s(10) == pytest.approx(0.5 + 0.25 * 1.0)
     assert measured.decode_s_per_token == pytest.approx(0.1 + 0.25 * 0.2)
-    assert measured.decode_tokens == pytest.approx(6)
+    assert measured.decode_tokens == pytest.approx(5.2)
 
 
 def test_a_cold_request_teaches_first_tokens_only_until_a_warm_one() -> None:
