@@ -1,7 +1,7 @@
 """What `target-burst-capacity` does to waking, to bursts and to each call, on a real cluster.
 
     KUBECONFIG=... python bench/burst_capacity.py MODEL_DIR --namespace remoe-bench \
-        --weights claim:remoe-models/FOLDER
+        --weights claim:remoe-models/FOLDER [--capacities 0 -1 200]
 
 Deploys the model into a namespace that is there, with each capacity in turn, and asks it:
 eight callers at once while all expert functions are at zero; one caller with all awake; calls of
@@ -32,7 +32,6 @@ from tests.e2e.cluster.asking import PROMPTS, asked
 from tests.e2e.cluster.kubernetes import Cluster
 from tests.e2e.cluster.test_cluster import expert_token
 
-CAPACITIES = (0, -1, 200)
 WINDOW = "6s"
 BURST, CALLERS, CALLS = 8, 20, 10
 
@@ -43,23 +42,31 @@ def call_times(cluster: Cluster, main: str, *arguments: str) -> Any:
     return json.loads(cluster.kubectl(*inside, *measure))["invocation"]
 
 
-def callers_at_once(cluster: Cluster, function: str, checkpoint: Checkpoint) -> list[float]:
-    """Milliseconds of each call, its computing included; raises httpx.HTTPStatusError."""
+def callers_at_once(
+    cluster: Cluster, function: str, checkpoint: Checkpoint
+) -> tuple[list[float], list[str]]:
+    """Milliseconds of each call, its computing included, and what went wrong with others."""
     url, headers = cluster.address_of(function)
     headers |= {"content-type": CONTENT_TYPE, **expert_token(cluster)}
     body = msgspec.msgpack.encode(expert_call(checkpoint, checkpoint.moe_layers[0], 64))
+
+    broken: list[str] = []
 
     def calls(_: int) -> list[float]:
         took = []
         with httpx.Client(timeout=120) as client:
             for _call in range(CALLS):
                 began = time.perf_counter()
-                client.post(url + PATH, content=body, headers=headers).raise_for_status()
-                took.append(1e3 * (time.perf_counter() - began))
+                try:
+                    client.post(url + PATH, content=body, headers=headers).raise_for_status()
+                except httpx.HTTPError as error:
+                    broken.append(str(error))
+                else:
+                    took.append(1e3 * (time.perf_counter() - began))
         return took
 
     with ThreadPoolExecutor(CALLERS) as burst:
-        return [one for some in burst.map(calls, range(CALLERS)) for one in some]
+        return [one for some in burst.map(calls, range(CALLERS)) for one in some], broken
 
 
 def measure(cluster: Cluster, checkpoint: Checkpoint) -> dict[str, object]:
@@ -77,7 +84,7 @@ def measure(cluster: Cluster, checkpoint: Checkpoint) -> dict[str, object]:
         name: call_times(cluster, main_pod, "--url", f"http://{address}:{port}")["median_s"]
         for name, port in ports.items()
     }
-    together = callers_at_once(cluster, function, checkpoint)
+    together, broken = callers_at_once(cluster, function, checkpoint)
     firsts = [one.first_s for one in woken]
     return {
         "to zero, s": round(to_zero_s, 1),
@@ -93,6 +100,8 @@ def measure(cluster: Cluster, checkpoint: Checkpoint) -> dict[str, object]:
         f"{CALLERS} callers: calls, ms (median, P95)": [
             round(statistics.quantiles(together, n=20)[place], 1) for place in (9, 18)
         ],
+        f"of {CALLERS * CALLS} calls broken": len(broken),
+        "the first of them": broken[:1],
         "pods after": cluster.ready_pods(function),
     }
 
@@ -102,6 +111,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model_dir", type=Path)
+    parser.add_argument("--capacities", type=int, nargs="+", default=[0, -1, 200])
     parser.add_argument("--namespace", default="remoe-bench")
     parser.add_argument("--weights", default="claim:remoe-models")
     parser.add_argument("--cpu-request", default="0.025")
@@ -111,7 +121,7 @@ def main() -> None:
     checkpoint = Checkpoint.open(given.model_dir)
     options = ("--weights", given.weights, "--window", WINDOW, "--cpu-request", given.cpu_request)
     try:
-        for capacity in CAPACITIES:
+        for capacity in given.capacities:
             told = (*options, "--burst-capacity", str(capacity))
             cluster.remoe("deploy", str(given.model_dir), *told)
             found = {"target-burst-capacity": capacity, **measure(cluster, checkpoint)}
