@@ -205,5 +205,6 @@ def _picture(runs: Series) -> Picture:
             at.bar(places + 0.27 * (index - 1), values, 0.27, color=COLOURS[index], label=way)
         at.set_xticks(places, traces, fontsize=7)
         label(at, "", unit)
+    axes[0].set_ylim(top=1.4 * axes[0].get_ylim()[1])  # room for the legend
     legend(axes[0])
     return Picture("replay", "The same requests against three deployments.", drawn)
