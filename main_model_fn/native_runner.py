@@ -6,12 +6,9 @@ process and one kind of attention need it. Importing that takes longer than all 
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
 
 import numpy as np
-import structlog
 import torch
 
 from main_model_fn.metering import StepMeter
@@ -20,12 +17,11 @@ from main_model_fn.native_model import NativeModel
 from main_model_fn.pages import Pages, page_names
 from main_model_fn.prompt_scoring import PromptScorer
 from main_model_fn.runner import EngineLimits
+from main_model_fn.runner_thread import RunnerThread
 from main_model_fn.steps import Part, Steps
 from main_model_fn.stream import Stream
 
 __all__ = ["NativeRunner"]
-
-_log = structlog.get_logger()
 
 
 class _Run:
@@ -56,7 +52,7 @@ class _Run:
         self.places = np.empty(0, np.int64)
 
 
-class NativeRunner:
+class NativeRunner(RunnerThread):
     """First come, first served. Steps take a row of each stream that decodes, then prompts.
 
     A stream gets the pages of all its tokens at once, or waits. Where decoding then finds no page,
@@ -64,6 +60,7 @@ class NativeRunner:
     """
 
     def __init__(self, model: NativeModel, meter: StepMeter, limits: EngineLimits) -> None:
+        super().__init__()
         self._model = model
         scorer = PromptScorer(model.logits, vocab_size=model.vocab_size)
         self._steps, self._scorer = Steps(scorer, meter), scorer
@@ -71,49 +68,18 @@ class NativeRunner:
         self._most = min(limits.max_requests, limits.batch_tokens)
         self.pages = Pages(-(-limits.kv_tokens // limits.page_tokens), limits.page_tokens)
         model.use_cache(self.pages.count * limits.page_tokens)
-        self._come: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         self._waiting: deque[_Run] = deque()
         self._running: list[_Run] = []
-        self._thread = threading.Thread(target=self._serve, name="engine")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._come.put(None)
-        self._thread.join(timeout=10)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def submit(self, stream: Stream) -> None:
-        self._come.put(stream)
-        if not self.alive:
-            stream.fail()
-
-    def cancel(self, stream: Stream) -> None:
-        """Nothing to do: that it has ended is seen after the step under way."""
 
     @torch.inference_mode()
     def _serve(self) -> None:
-        try:
-            while self._receive():
-                self._drop_ended()
-                self._admit()
-                self._step()
-        except Exception:  # noqa: BLE001  # whatever it was, the replica is replaced
-            self._fail_all()  # now: telling a trace can take a second
-            _log.exception("engine_failed")
-        finally:
-            self._fail_all()
+        while self._receive():
+            self._drop_ended()
+            self._admit()
+            self._step()
 
-    def _fail_all(self) -> None:
-        for run in (*self._running, *self._waiting):
-            run.stream.fail()
-        while not self._come.empty():
-            if (stream := self._come.get()) is not None:
-                stream.fail()
+    def _taken(self) -> list[Stream]:
+        return [run.stream for run in (*self._running, *self._waiting)]
 
     def _receive(self) -> bool:
         """Take in what has come, waiting if there is nothing else to do; False is the end."""

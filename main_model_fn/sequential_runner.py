@@ -7,11 +7,9 @@ same: `Steps` meters and chooses tokens here too.
 
 from __future__ import annotations
 
-import queue
 import threading
 from typing import Any
 
-import structlog
 import torch
 from transformers import (
     GenerationConfig,
@@ -22,69 +20,40 @@ from transformers import (
 )
 
 from main_model_fn.runner import EngineLimits
+from main_model_fn.runner_thread import RunnerThread
 from main_model_fn.steps import Part, Steps
 from main_model_fn.stream import Stream
 
 __all__ = ["SequentialRunner"]
 
-_log = structlog.get_logger()
 
-
-class SequentialRunner:
+class SequentialRunner(RunnerThread):
     """Runs streams in the order they came."""
 
     def __init__(self, model: PreTrainedModel, steps: Steps, limits: EngineLimits) -> None:
+        super().__init__()
         self._model = model
         self._steps = steps
-        self._waiting: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
         self._running: Stream | None = None
         self._position = 0
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine")
         model.generation_config.eos_token_id = None  # streams know when they have ended
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
     def stop(self) -> None:
         self._stopping = True
-        self._waiting.put(None)
-        self._thread.join(timeout=10)
+        super().stop()
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def _serve(self) -> None:
+        while (stream := self._come.get()) is not None:
+            self._running = stream
+            if not stream.ended and not self._stopping:
+                self._generate(stream)
+            stream.fail()  # which changes nothing unless it was stopped
+            self._running = None
 
-    def submit(self, stream: Stream) -> None:
-        self._waiting.put(stream)
-        if not self.alive:
-            stream.fail()
-
-    def cancel(self, stream: Stream) -> None:
-        """Nothing to do: that it has ended is seen after the step under way, or at its turn."""
-
-    def _run(self) -> None:
-        try:
-            while (stream := self._waiting.get()) is not None:
-                self._running = stream
-                if not stream.ended and not self._stopping:
-                    self._generate(stream)
-                stream.fail()  # which changes nothing unless it was stopped
-                self._running = None
-        except Exception:  # noqa: BLE001  # whatever it was, the replica is replaced
-            self._fail_all()  # now: telling a trace can take a second
-            _log.exception("engine_failed")
-        finally:
-            self._fail_all()
-
-    def _fail_all(self) -> None:
-        if self._running is not None:
-            self._running.fail()
-        while not self._waiting.empty():
-            stream = self._waiting.get()
-            if stream is not None:
-                stream.fail()
+    def _taken(self) -> list[Stream]:
+        return [] if self._running is None else [self._running]
 
     def _generate(self, stream: Stream) -> None:
         self._position = 0
