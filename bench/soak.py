@@ -16,295 +16,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-import msgspec
-import numpy as np
-import psutil
 from tokenizers import Tokenizer
 
+from bench.soaking.faults import Faults
+from bench.soaking.requests import Kind, Reply, ask, kinds
+from bench.soaking.watch import ROLES, Watch
 from remoe.accounts.database import open_database
 from remoe.accounts.schema import REQUESTS
 from tests.e2e.platform import Platform
 from tests.gateway.tiny_text import write_model
 from tests.tiny_model import build_tiny_checkpoint
 
-PROMPTS = ["The capital of France", "Cold experts sleep", "a model answers", "Hello world, hello"]
-SCHEMA = {
-    "type": "object",
-    "properties": {"kind": {"enum": ["hot", "cold"]}, "count": {"enum": [1, 22, 333]}},
-    "required": ["kind", "count"],
-    "additionalProperties": False,
-}
-TOOL = {"type": "function", "function": {"name": "wake", "parameters": SCHEMA}}
 # The share of streams whose client leaves in the middle.
 LEAVES = 0.05
-SAMPLE_PERIOD_S = 2.0
-# Longer than the gateway keeps idle connections, which it looks for every 30 s.
-SETTLE_S = 70.0
-MAIN_LIVES_S = 60.0
 MAX_GROWTH_MIB = 16.0
 MAX_OPEN_MORE = 4
-ROLES = ("gateway", "planner", "main_model_fn", "expert_fn")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One request body; its answer is always the same."""
-
-    name: str
-    path: str
-    body: dict[str, Any]
-
-
-@dataclass
-class Reply:
-    """What a client has of an answer."""
-
-    id: str = ""
-    texts: dict[str, str] = field(default_factory=lambda: defaultdict(str))
-    finishes: dict[int, str] = field(default_factory=dict)
-    receipt: dict[str, Any] | None = None
-    error: str | None = None
-    left: bool = False
-    done: bool = False
-
-    @property
-    def answer(self) -> tuple[dict[str, str], dict[int, str]]:
-        return dict(self.texts), self.finishes
-
-
-def kinds(model: str) -> list[Kind]:
-    made = []
-    for number, prompt in enumerate(PROMPTS):
-        for stream in (True, False):
-            # No answer ends by chance; each is as long as it may be.
-            common = {"model": model, "temperature": 0, "logit_bias": {"2": -100}, "stream": stream}
-            chat = {**common, "messages": [{"role": "user", "content": prompt}], "seed": number}
-            shape = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
-            free = {key: value for key, value in chat.items() if key != "logit_bias"}
-            bodies = {
-                "completion": {**common, "prompt": prompt, "max_tokens": 8 + 4 * number},
-                "prompts": {**common, "prompt": PROMPTS[: number + 1], "max_tokens": 6},
-                "chat": {**chat, "max_tokens": 16},
-                "sampled": {**chat, "temperature": 1.0, "n": 2, "max_tokens": 10},
-                "stop": {**chat, "stop": ["e", "s"], "max_tokens": 24},
-                "logprobs": {**chat, "logprobs": True, "top_logprobs": 3, "max_tokens": 8},
-                "schema": {**free, "response_format": shape, "max_tokens": 60},
-                "tool": {**free, "tools": [TOOL], "tool_choice": "required", "max_tokens": 80},
-                "long": {**chat, "messages": [{"role": "user", "content": prompt * 20}]}
-                | {"max_tokens": 4},
-            }
-            for name, body in bodies.items():
-                path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
-                made.append(Kind(f"{name}-{number}{'-stream' * stream}", path, body))
-    return made
-
-
-async def ask(http: aiohttp.ClientSession, kind: Kind, leave_after: int | None = None) -> Reply:
-    """Ask once; `leave_after` chunks the client is gone."""
-    reply = Reply()
-    try:
-        async with http.post(kind.path, json=kind.body) as response:
-            if not kind.body["stream"] or response.status != 200:
-                told = msgspec.json.decode(await response.read())
-                _take(reply, told, "message")
-                reply.done = reply.error is None
-                return reply
-            count = 0
-            async for data in _events(response):
-                if data == b"[DONE]":
-                    reply.done = reply.error is None
-                    continue
-                _take(reply, msgspec.json.decode(data), "delta")
-                count += 1
-                if count == leave_after:
-                    reply.left = True
-                    return reply
-            if not reply.done and reply.error is None:
-                reply.error = "cut off"
-    except (aiohttp.ClientError, TimeoutError) as error:
-        reply.error = type(error).__name__
-    return reply
-
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    async for line in response.content:
-        if line.startswith(b"data: "):
-            yield line[6:].strip()
-
-
-def _take(reply: Reply, told: dict[str, Any], part: str) -> None:
-    if "error" in told:
-        reply.error = str(told["error"]["code"])
-        return
-    reply.id = told["id"]
-    reply.receipt = told.get("x_remoe") or reply.receipt
-    for choice in told["choices"]:
-        said = choice.get(part) or {}
-        index = choice["index"]
-        reply.texts[f"{index}"] += choice.get("text") or said.get("content") or ""
-        # Texts of their own: how these fall into chunks beside it depends on when tokens come.
-        for call in said.get("tool_calls") or []:
-            function = call["function"]
-            called = (function.get("name") or "") + (function.get("arguments") or "")
-            reply.texts[f"{index} calls"] += called
-        scored = (choice.get("logprobs") or {}).get("content") or []
-        reply.texts[f"{index} logprobs"] += "".join(f"|{entry['token']}" for entry in scored)
-        if choice.get("finish_reason"):
-            reply.finishes[choice["index"]] = choice["finish_reason"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A process when `over` requests were over; its open files by path, or kind if they have none."""
-
-    over: int
-    rss_mib: float
-    files: Counter[str]
-
-
-@dataclass
-class Watch:
-    """Memory and open files of every process."""
-
-    platform: Platform
-    over: int = 0
-    samples: dict[tuple[str, int], list[Sample]] = field(default_factory=lambda: defaultdict(list))
-    before: dict[str, Counter[str]] = field(default_factory=dict)
-    """The open files of each role, before the load."""
-
-    def look(self) -> None:
-        found = [("supervisor", self.platform.process.pid)]
-        found += [(role, pid) for role in ROLES for pid in self._pids(role)]
-        for role, pid in found:
-            with contextlib.suppress(psutil.Error, OSError):  # it ended just now
-                rss_mib = psutil.Process(pid).memory_info().rss / 2**20
-                self.samples[role, pid].append(Sample(self.over, rss_mib, _open_files(pid)))
-
-    def _pids(self, role: str) -> list[int]:
-        with contextlib.suppress(OSError):  # one ended just now
-            return self.platform.pids_of(role)
-        return []
-
-    def load_begins(self) -> None:
-        self.look()
-        self.before = {role: self.files(role) for role in ("supervisor", *ROLES)}
-
-    def files(self, role: str) -> Counter[str]:
-        """What the role's newest process had open when it was last looked at."""
-        lives = [taken for (name, _), taken in self.samples.items() if name == role]
-        return lives[-1][-1].files if lives else Counter()
-
-    def most_files(self, role: str) -> int:
-        return max(
-            sample.files.total()
-            for (name, _), taken in self.samples.items()
-            if name == role
-            for sample in taken
-        )
-
-    def settle(self) -> None:
-        """Look on until idle connections must have been closed."""
-        ends_at = time.monotonic() + SETTLE_S
-        while time.monotonic() < ends_at:
-            time.sleep(SAMPLE_PERIOD_S)
-            self.look()
-
-    async def run(self) -> None:
-        while True:
-            self.look()
-            await asyncio.sleep(SAMPLE_PERIOD_S)
-
-    def growth_mib(self, role: str) -> tuple[float, float]:
-        """Of the longest-lived process: growth over the second half of its life under load by a
-        straight line, and its last memory."""
-        lives = [taken for (name, _), taken in self.samples.items() if name == role]
-        longest = [sample for sample in max(lives, key=len) if sample.over < self.over]
-        half = [(sample.over, sample.rss_mib) for sample in longest[len(longest) // 2 :]]
-        if len(half) < 3:
-            return 0.0, half[-1][1] if half else 0.0
-        overs, rss_mib = np.asarray(half, dtype=float).T  # [samples] each
-        if np.ptp(overs) == 0:
-            return 0.0, longest[-1].rss_mib
-        slope = float(np.polyfit(overs, rss_mib, 1)[0])
-        return slope * float(np.ptp(overs)), longest[-1].rss_mib
-
-
-def _open_files(pid: int) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed just now
-            found[entry.readlink().name.partition(":[")[0]] += 1
-    return found
-
-
-class Faults:
-    """Something breaks every few seconds; most often what there is most of."""
-
-    def __init__(self, platform: Platform, every_s: float) -> None:
-        self.done: Counter[str] = Counter()
-        self._platform = platform
-        self._every_s = every_s
-        self._main_killed_at = time.monotonic()
-        self._choices = {
-            "experts killed": 10,
-            "experts frozen": 6,
-            "half-sent requests": 3,
-            "planner killed": 2,
-            "main function killed": 1,
-        }
-
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(random.uniform(0.5, 1.5) * self._every_s)
-            (name,) = random.choices(list(self._choices), list(self._choices.values()))
-            if name == "main function killed":
-                # One that is killed again and again as it starts is given up, with 503s.
-                if time.monotonic() - self._main_killed_at < MAIN_LIVES_S:
-                    continue
-                self._main_killed_at = time.monotonic()
-            self.done[name] += 1
-            with contextlib.suppress(OSError):
-                await self._strike(name)
-
-    async def _strike(self, name: str) -> None:
-        pids = self._platform.pids_of
-        if name == "experts killed":
-            _signal(random.sample(found, 1) if (found := pids("expert_fn")) else [], signal.SIGKILL)
-        elif name == "experts frozen":
-            frozen = pids("expert_fn")
-            _signal(frozen, signal.SIGSTOP)
-            try:
-                await asyncio.sleep(0.3)
-            finally:
-                _signal(frozen, signal.SIGCONT)
-        elif name == "half-sent requests":
-            for _ in range(20):
-                _, writer = await asyncio.open_connection("127.0.0.1", self._platform.port)
-                writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-len")
-                await writer.drain()
-                writer.close()
-        else:
-            module = "planner" if name == "planner killed" else "main_model_fn"
-            _signal(pids(module), signal.SIGKILL)
-
-
-def _signal(pids: list[int], signum: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
 
 
 @dataclass
