@@ -15,20 +15,22 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from remoe.checkpoint import Checkpoint
+    from remoe.topology import Topology
 
 _PROMPT, _LONG, _TOKENS = 40, 128, 48
 
@@ -196,51 +198,21 @@ def run_llama(model_dir: Path) -> dict[str, float]:
 
 
 @contextmanager
-def expert_functions(checkpoint: object, model_dir: Path) -> Iterator[object]:
-    """One expert function for all layers, as the runtime would start it."""
-    from remoe.topology import ExpertEndpoint, Topology
+def expert_functions(checkpoint: Checkpoint, model_dir: Path) -> Iterator[Topology]:
+    """One expert function for all layers, as the local platform would start it."""
+    from remoe.cli.hardware.functions import FunctionProcess, layers_env
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url, layers = f"http://127.0.0.1:{port}", checkpoint.layers  # type: ignore[attr-defined]
-    topology = Topology(
-        model="bench",
-        model_dir=str(model_dir),
-        gateway_url="",
-        planner_url="",
-        main_url="",
-        main_memory_gb=1,
-        experts=[
-            ExpertEndpoint(
-                name="experts", url=url, first_layer=0, last_layer=layers - 1, memory_gb=1
-            )
-        ],
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "topology.json"
-        topology.save(path)
-        env = {
-            **os.environ,
-            "PORT": str(port),
-            "REMOE_TOPOLOGY": str(path),
-            "REMOE_EXPERT_FIRST_LAYER": "0",
-            "REMOE_EXPERT_LAST_LAYER": str(layers - 1),
-            # Both on all processors: either computes while the other waits, or leaves it half.
-            "REMOE_EXPERT_THREADS": str(len(os.sched_getaffinity(0))),
-        }
-        function = subprocess.Popen([sys.executable, "-m", "expert_fn"], env=env)
-        try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(f"{url}/readyz", timeout=1).close()  # noqa: S310
-                    break
-                except (urllib.error.URLError, OSError):
-                    time.sleep(0.1)
-            yield topology
-        finally:
-            function.terminate()
-            function.wait(10)
+    env = {
+        **layers_env(checkpoint),
+        # Both on all processors: either computes while the other waits, or leaves it half.
+        "REMOE_EXPERT_THREADS": str(len(os.sched_getaffinity(0))),
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FunctionProcess("expert_fn", model_dir, Path(folder), env) as function,
+    ):
+        function.start()
+        yield function.topology
 
 
 def main() -> None:

@@ -44,25 +44,32 @@ from main_model_fn.transport import RemoteResult
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, MAX_BODY_BYTES, PATH, ExpertCall
 from remoe.kernel.native_library import Decoding, NativePool
-from remoe.topology import ExpertEndpoint, Topology
+from remoe.topology import ExpertEndpoint, Topology, socket_url
 
 CALLS = 8
 HIDDEN = 2048  # float32: 8 KiB a row
 _HEADERS = {"Content-Type": CONTENT_TYPE}
 
-# Each prints its port. All answer with 8 KiB of partial sums.
+# Each prints where it listens. All answer with 8 KiB of partial sums.
 OURS = """
-import socket
+import socket, sys
 from expert_fn.endpoint import Endpoint
 from expert_fn.server import serve
 from remoe.lifecycle import InFlight, Notifier
 class Nothing:
     def compute(self, call):
         return bytes(call.rows * 2048 * 4)
-listener = socket.create_server(("127.0.0.1", 0))
+if len(sys.argv) > 1:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+    url = "unix://" + sys.argv[1]
+else:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = "http://127.0.0.1:%d" % listener.getsockname()[1]
 listener.setblocking(False)
 notifier = Notifier(None)
-print(listener.getsockname()[1], flush=True)
+print(url, flush=True)
 serve(listener, lambda: Endpoint(Nothing(), notifier), notifier, InFlight(notifier))
 """
 UVICORN = """
@@ -107,13 +114,13 @@ Exchange = Callable[[], float]  # returns the seconds that a replica computed
 
 
 @contextlib.contextmanager
-def server(code: str, *words: str) -> Iterator[int]:
+def server(code: str, *words: str) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
-        yield int(process.stdout.readline())
+        yield process.stdout.readline().strip()
     finally:
         process.kill()
         process.wait()
@@ -121,12 +128,15 @@ def server(code: str, *words: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def expert_functions(model: Path, count: int) -> Iterator[int]:
-    """Replicas of the expert function of layer 0 on one socket; yields its port."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as shared:
-        port = shared.getsockname()[1]
+def expert_functions(model: Path, count: int) -> Iterator[str]:
+    """Replicas of the expert function of layer 0 on one socket, as on the local platform; its URL."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as shared:
+        path = Path(folder) / "experts.sock"
+        shared.bind(str(path))
+        shared.listen()
+        url = socket_url(path)
         file = Path(folder) / "topology.json"
-        topology(port, 1, str(model)).save(file)
+        topology(url, 1, str(model)).save(file)
         settings = {"REMOE_EXPERT_FIRST_LAYER": "0", "REMOE_EXPERT_LAST_LAYER": "0"}
         settings |= {"REMOE_TOPOLOGY": str(file), "LISTEN_FDS": "1", "REMOE_LOG_LEVEL": "error"}
         processes = [
@@ -138,15 +148,14 @@ def expert_functions(model: Path, count: int) -> Iterator[int]:
             for _ in range(count)
         ]
         try:
-            yield port
+            yield url
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
 
 
-def topology(port: int, functions: int, model_dir: str = "") -> Topology:
-    url = f"http://127.0.0.1:{port}"
+def topology(url: str, functions: int, model_dir: str = "") -> Topology:
     return Topology(
         model="bench",
         model_dir=model_dir,
@@ -178,9 +187,9 @@ def eight_kib_call(layer: int) -> ExpertCall:
     )
 
 
-def ours(port: int, count: int = CALLS) -> Exchange:
+def ours(url: str, count: int = CALLS) -> Exchange:
     # No hedges: a machine that others use too would see some.
-    transport = HttpTransport(topology(port, count), timeout_s=30, hedge_floor_s=30)
+    transport = HttpTransport(topology(url, count), timeout_s=30, hedge_floor_s=30)
     calls = [eight_kib_call(layer) for layer in range(count)]
 
     def exchange() -> float:
@@ -286,10 +295,12 @@ def compare_clients(rounds: int) -> None:
     there, back = body_bytes + 150, 4 * HIDDEN + 150
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
-        uvicorn = stack.enter_context(server(UVICORN))
-        bare = stack.enter_context(server(BARE, str(there), str(back)))
+        uvicorn = int(stack.enter_context(server(UVICORN)))
+        bare = int(stack.enter_context(server(BARE, str(there), str(back))))
+        path = f"{stack.enter_context(tempfile.TemporaryDirectory())}/ours.sock"
         paths = {
-            "ours": ours(stack.enter_context(server(OURS))),
+            "ours, as under `remoe up`": ours(stack.enter_context(server(OURS, path))),
+            "ours, at a port": ours(stack.enter_context(server(OURS))),
             "http.client, uvicorn": stdlib(uvicorn),
             "httpx gather, uvicorn": through_httpx(uvicorn, runner, stack),
             "floor: raw sockets, bare server": raw(bare, there, back),
@@ -302,14 +313,14 @@ def compare_clients(rounds: int) -> None:
     for name, (p10, p50) in sorted(times.items(), key=lambda item: item[1].p50):
         ratios = f"{p10 / base.p10:5.2f} and {p50 / base.p50:5.2f} x http.client"
         print(f"  {name:34s} p10 {p10:6.3f}  p50 {p50:6.3f} ms  {ratios}")
-    slow, fast = times["httpx gather, uvicorn"], times["ours"]
+    slow, fast = times["httpx gather, uvicorn"], times["ours, as under `remoe up`"]
     print(f"  httpx takes {slow.p10 / fast.p10:.1f} and {slow.p50 / fast.p50:.1f} x ours")
 
 
 def count_calls(rounds: int) -> None:
-    with server(OURS) as port:
+    with tempfile.TemporaryDirectory() as folder, server(OURS, f"{folder}/ours.sock") as url:
         counts = (1, 2, 4, 8, 16, 32)
-        times = measure({str(count): ours(port, count) for count in counts}, rounds)
+        times = measure({str(count): ours(url, count) for count in counts}, rounds)
     print(f"\ncalls of 8 KiB each way at once, {rounds} rounds")
     for count, (p10, p50) in times.items():
         each = f"{p10 / int(count) * 1e3:4.0f} and {p50 / int(count) * 1e3:4.0f} us a call"
@@ -328,9 +339,9 @@ def one_layer(model: Path, rounds: int) -> None:
     step = Decoding(rows=1, elsewhere=held.elsewhere)
     step.elsewhere.rows, step.elsewhere.experts, step.elsewhere.routes = 1, 2, 2
     pool = NativePool()
-    with expert_functions(model, 1) as port:
+    with expert_functions(model, 1) as url:
         meter = Busy()
-        transport = HttpTransport(topology(port, 1), timeout_s=30, hedge_floor_s=30)
+        transport = HttpTransport(topology(url, 1), timeout_s=30, hedge_floor_s=30)
         layer = fan_out(checkpoint, transport, meter)
         stop = Stop(held, step, pool)
 
@@ -355,8 +366,8 @@ def splitting(model: Path, rounds: int) -> None:
     checkpoint = Checkpoint.open(model)
     print("\nrows of 4 experts: one call, two calls to two replicas, computing included")
     now = 0.0
-    with expert_functions(model, 2) as port:
-        transport = Unsplit(topology(port, 1), timeout_s=30, hedge_floor_s=30, clock=lambda: now)
+    with expert_functions(model, 2) as url:
+        transport = Unsplit(topology(url, 1), timeout_s=30, hedge_floor_s=30, clock=lambda: now)
         layer = fan_out(checkpoint, transport, Busy())
 
         def exchange(rows: int, split: bool) -> Exchange:

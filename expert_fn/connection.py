@@ -20,7 +20,8 @@ class Connection:
 
     def __init__(self, client: socket.socket, endpoint: Endpoint, in_flight: InFlight) -> None:
         client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if client.family != socket.AF_UNIX:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = client
         self._endpoint = endpoint
         self._in_flight = in_flight

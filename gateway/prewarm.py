@@ -9,6 +9,7 @@ import aiohttp
 import structlog
 
 from gateway.background import Background
+from remoe.topology import socket_path
 
 __all__ = ["Prewarmer"]
 
@@ -46,9 +47,20 @@ class Prewarmer:
     async def _wake(self, name: str, url: str) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                async with self._http.get(f"{url}/readyz") as response:
-                    await response.read()
+                path = socket_path(url)
+                if path is None:
+                    await _ask(self._http, url)
+                else:
+                    async with aiohttp.ClientSession(
+                        connector=aiohttp.UnixConnector(path)
+                    ) as session:
+                        await _ask(session, "http://localhost")
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.debug("prewarming failed", function=name, reason=repr(error))
         finally:
             self._under_way.discard(name)
+
+
+async def _ask(session: aiohttp.ClientSession, url: str) -> None:
+    async with session.get(f"{url}/readyz") as response:
+        await response.read()

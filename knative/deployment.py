@@ -274,6 +274,7 @@ def _experts(
             AUTOSCALING + "target-burst-capacity": str(options.burst_capacity),
             AUTOSCALING + "window": options.window,
         },
+        local_socket=True,
     )
 
 

@@ -22,6 +22,8 @@ class FunctionSpec:
     `holds` says what is in it, for people ("layers 0-4, 40 experts"). `container_concurrency` is
     the most requests a replica is meant to handle at once, 0 for no limit. `cpu` is in cores.
     `annotations` are Knative's, in Knative's words. A `public` function is reachable from outside.
+    Where all functions run on one machine, one with a `local_socket` listens in the file system,
+    and not at a port (docs/adr/0018-local-sockets.md).
     """
 
     name: str
@@ -34,6 +36,7 @@ class FunctionSpec:
     memory_mib: int = 512
     annotations: dict[str, str] = field(default_factory=dict)
     public: bool = False
+    local_socket: bool = False
 
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME_LENGTH or not _NAME.fullmatch(self.name):

@@ -82,6 +82,9 @@ class _NoTransport:
     ) -> PendingReply:
         raise AssertionError("experts are left out")
 
+    def line(self, layer: int, shape: object) -> None:
+        return None
+
     def replicas(self, layer: int) -> int:
         return 1
 

@@ -14,6 +14,7 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from main_model_fn.express import ExpressLine, RowShape
 from main_model_fn.generation_spans import trace_call
 from main_model_fn.metering import StepMeter
 from main_model_fn.replica_split import SPLIT_FROM_ROUTES, split_over_replicas
@@ -76,6 +77,8 @@ class FanOut:
         self._function_memory_gb = function_memory_gb
         self._meter = meter
         self._payload_limit_bytes = payload_limit_bytes
+        self._line: ExpressLine | None = None
+        self._asked = False
 
     @property
     def beside(self) -> bool:
@@ -130,19 +133,7 @@ class FanOut:
         *,
         busy: bool,
     ) -> SentCall:
-        call = ExpertCall(
-            model_digest=self._model_digest,
-            layer=self._layer,
-            dtype=dtype,
-            rows=len(rows.tokens),
-            hidden=rows.hidden,
-            experts=rows.experts,
-            offsets=rows.offsets,
-            row_index=rows.row_index,
-            gate=rows.gate,
-            beside=busy and self._transport.beside,
-            near=self._transport.beside,
-        )
+        call = self._call(rows, dtype, busy=busy)
         trace = self._meter.trace
         if trace is None:
             pending = self._transport.send(call, deadline_s=deadline_s)
@@ -157,6 +148,52 @@ class FanOut:
         )
         pending = self._transport.send(call, deadline_s=deadline_s, traceparent=span.traceparent)
         return SentCall(pending, rows.tokens, rows.experts, routes, span)
+
+    def line(self, dtype: torch.dtype, width: int, top_k: int) -> ExpressLine | None:
+        """The way for calls of one row from within a step, of a model's one kind of rows."""
+        if not self._asked:
+            shape = RowShape(self._model_digest, _ROW_DTYPE[dtype], width, top_k)
+            self._line, self._asked = self._transport.line(self._layer, shape), True
+        return self._line
+
+    def book(self, answer: np.void) -> None:
+        """Bill a call that left and was answered within the step."""
+        result = self._asked_line().result(answer)
+        self._meter.record_call(_FIRST_TOKEN, result, self._function_memory_gb)
+
+    def take_over(
+        self,
+        rows: CallRows,
+        dtype: torch.dtype,
+        answer: np.void,
+        *,
+        deadline_s: float | None,
+        busy: bool,
+    ) -> SentCall:
+        """A call of these rows that left within the step, and was not answered there."""
+        call = self._call(rows, _ROW_DTYPE[dtype], busy=busy)
+        pending = self._asked_line().pending(call, answer, deadline_s=deadline_s)
+        return SentCall(pending, rows.tokens, rows.experts)
+
+    def _asked_line(self) -> ExpressLine:
+        if self._line is None:
+            raise ValueError("the layer's calls have no line")
+        return self._line
+
+    def _call(self, rows: CallRows, dtype: RowDtype, *, busy: bool) -> ExpertCall:
+        return ExpertCall(
+            model_digest=self._model_digest,
+            layer=self._layer,
+            dtype=dtype,
+            rows=len(rows.tokens),
+            hidden=rows.hidden,
+            experts=rows.experts,
+            offsets=rows.offsets,
+            row_index=rows.row_index,
+            gate=rows.gate,
+            beside=busy and self._transport.beside,
+            near=self._transport.beside,
+        )
 
     def _shares(self, routes: dict[int, Route]) -> list[dict[int, Route]]:
         if sum(len(route.tokens) for route in routes.values()) < SPLIT_FROM_ROUTES:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from urllib.parse import urlsplit
 
 from main_model_fn.breaker import CircuitBreaker
+from main_model_fn.express import ExpressLine
 from main_model_fn.hedging import HedgeDelay
 from main_model_fn.http_connection import HttpAddress
 from main_model_fn.replica_connections import ReplicaConnections
@@ -35,9 +35,8 @@ class Channel:
         clock: Callable[[], float],
         polling: IdlePolling | None,
     ) -> None:
-        parts = urlsplit(endpoint.url)
         self.name = endpoint.name
-        self.address = HttpAddress(parts.hostname or "127.0.0.1", parts.port or 80)
+        self.address = HttpAddress.of(endpoint.url)
         credentials = {"authorization": bearer(token)} if token else {}
         self.head = self.address.request("POST", PATH, content_type=CONTENT_TYPE, **credentials)
         self.timeout_s = timeout_s
@@ -45,6 +44,7 @@ class Channel:
         self.breaker = CircuitBreaker(clock)
         self.hedge_delay = HedgeDelay(hedge_floor_s)
         self.polling = polling
+        self.line: ExpressLine | None = None
         self._clock = clock
         self._answered_at = -math.inf
 
@@ -65,5 +65,5 @@ class Channel:
 
 def on_this_machine(functions: Iterable[ExpertEndpoint]) -> bool:
     """Whether all of them are, and there are any."""
-    hosts = {urlsplit(function.url).hostname for function in functions}
-    return bool(hosts) and hosts <= _THIS_MACHINE
+    addresses = [HttpAddress.of(function.url) for function in functions]
+    return bool(addresses) and all(one.path or one.host in _THIS_MACHINE for one in addresses)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
 import select
 import socket
 import time
@@ -10,13 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple, Self
+from urllib.parse import urlsplit
 
 import httptools
 
 from remoe.kernel.idle_polling import IdlePolling
 from remoe.lifecycle import REPLICA_HEADER
+from remoe.topology import socket_path
 
-__all__ = ["BROKEN", "BrokenReplyError", "HttpAddress", "HttpConnection", "HttpReply", "wait_for"]
+__all__ = [
+    "BROKEN",
+    "BrokenReplyError",
+    "HttpAddress",
+    "HttpConnection",
+    "HttpReply",
+    "head_of",
+    "wait_for",
+]
 
 _REPLICA_HEADER = REPLICA_HEADER.encode()
 _OK = int(HTTPStatus.OK)
@@ -32,14 +43,52 @@ BROKEN = (OSError, BrokenReplyError, httptools.HttpParserError, httptools.HttpPa
 
 @dataclass(frozen=True, slots=True)
 class HttpAddress:
+    """Where a function listens: at a port of a host, or at a socket's `path` on this machine."""
+
     host: str
     port: int
+    path: str = ""
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """As a topology names it."""
+        path = socket_path(url)
+        if path is not None:
+            return cls("localhost", 80, path)
+        parts = urlsplit(url)
+        return cls(parts.hostname or "127.0.0.1", parts.port or 80)
+
+    def connect(self) -> socket.socket:
+        """A socket that never blocks, and need not be connected yet; raises OSError."""
+        family, where = self._where()
+        sock = socket.socket(family)
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        error = sock.connect_ex(where)
+        if error not in {0, errno.EINPROGRESS}:
+            sock.close()
+            raise OSError(error, os.strerror(error))
+        return sock
+
+    def _where(self) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
+        if self.path:
+            return socket.AF_UNIX, self.path
+        family, _, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[
+            0
+        ]
+        return family, where
 
     def request(self, method: str, path: str, **headers: str) -> bytes:
         """The head of a request, but for its Content-Length; `content_type` is Content-Type."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def head_of(head: bytes, body_bytes: int) -> bytes:
+    """The whole head of a request, of what `HttpAddress.request` made."""
+    return b"%bContent-Length: %d\r\n\r\n" % (head, body_bytes)
 
 
 class HttpReply(NamedTuple):
@@ -64,6 +113,8 @@ class HttpConnection:
         self._buffer = buffer
         self._unsent = memoryview(b"")
         self._waiting = False
+        self._fresh = False  # whether nothing of the reply has come
+        self._at_once = 0
         self._status = 0
         self._chunks: list[bytes] = []
         self._body_bytes = 0
@@ -75,19 +126,7 @@ class HttpConnection:
     @classmethod
     def open(cls, address: HttpAddress, buffer: memoryview, body_limit_bytes: int) -> Self:
         """Begin to connect, without waiting until that is done; raises OSError."""
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with contextlib.suppress(BlockingIOError):
-                sock.connect(where)
-        except OSError:
-            sock.close()
-            raise
-        return cls(sock, buffer, body_limit_bytes)
+        return cls(address.connect(), buffer, body_limit_bytes)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -108,8 +147,8 @@ class HttpConnection:
 
     def send(self, head: bytes, body: bytes = b"") -> None:
         """Send a request made by `HttpAddress.request`, or as much of it as there is room for."""
-        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
-        self._waiting = True
+        head = head_of(head, len(body))
+        self._waiting = self._fresh = True
         self._reply = None
         try:
             # Together: as two packets, the second would wait until the first is acknowledged.
@@ -118,6 +157,19 @@ class HttpConnection:
             sent = 0
         if sent < len(head) + len(body):
             self._unsent = memoryview(head + body)[sent:]
+
+    def go_on(self, received: bytes) -> None:
+        """Take the reply to a request that was sent on this connection otherwise."""
+        self._waiting, self._fresh = True, not received
+        self._at_once = 0
+        self._reply = None
+        if received:
+            self._parser.feed_data(received)
+
+    @property
+    def reply_bytes(self) -> bytes:
+        """Of the reply that `advance` has just returned, if it came at once; or else nothing."""
+        return bytes(self._buffer[: self._at_once])
 
     def flush(self) -> bool:
         """Send what there is room for of what has not left; whether that was anything."""
@@ -138,6 +190,8 @@ class HttpConnection:
             return self._reply
         if not size:
             raise ConnectionResetError("the connection ended before the reply")
+        self._at_once = size if self._fresh else 0
+        self._fresh = False
         self._parser.feed_data(self._buffer[:size])
         if self._reply is not None and self._unsent:
             self.keep_alive = False  # answered before it had read all: out of step from now on

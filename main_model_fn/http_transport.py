@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 
 import msgspec
 import structlog
 
+from main_model_fn.express import ExpressLine, Posted, RowShape
 from main_model_fn.http_channel import Channel, on_this_machine
 from main_model_fn.http_connection import (
     BROKEN,
@@ -88,7 +90,8 @@ class _HttpPending:
         channel: Channel,
         call: ExpertCall,
         deadline_s: float | None,
-        traceparent: str | None,
+        traceparent: str | None = None,
+        posted: Posted | None = None,
     ) -> None:
         self._channel = channel
         self._call = call
@@ -105,7 +108,9 @@ class _HttpPending:
         self._hedges = 0
         self._retries = 0
         self._error: Exception | None = None
-        if channel.breaker.allows:
+        if posted is not None:
+            self._take_over(posted)
+        elif channel.breaker.allows:
             self._launch()
 
     def result(self) -> RemoteResult:
@@ -134,16 +139,35 @@ class _HttpPending:
             self._channel.breaker.failed()
         raise ExpertUnavailableError(f"{self._channel.name}: {self._error!r}") from self._error
 
+    def _take_over(self, posted: Posted) -> None:
+        """Go on with a call that left within a step."""
+        connection, connections = posted.connection, self._channel.connections
+        self._sent_at -= posted.waited_s
+        connections.claim(connection)
+        self._expect(connection)
+        try:
+            if posted.broken:
+                raise ConnectionResetError("the connection ended before the reply")
+            connection.go_on(posted.received)
+            self._flying.append(connection)
+        except BROKEN as error:
+            connections.drop(connection)
+            self._broke(error)
+
+    def _expect(self, connection: HttpConnection) -> None:
+        """Note whom the call is sent to, and when that one is late."""
+        self._asked.append(connection.replica)
+        if connection.replica and self._channel.warm and len(self._asked) == 1:
+            late_s = self._channel.hedge_delay.seconds(self._call.offsets[-1])
+            self._hedge_at = math.inf if late_s is None else self._sent_at + late_s
+
     def _launch(self) -> None:
         """Send the call, to a replica that was not asked yet if one is known."""
         connections = self._channel.connections
         connection = None
         try:
             connection = connections.take(avoid=self._asked)
-            self._asked.append(connection.replica)
-            if connection.replica and self._channel.warm and len(self._asked) == 1:
-                late_s = self._channel.hedge_delay.seconds(self._call.offsets[-1])
-                self._hedge_at = math.inf if late_s is None else self._sent_at + late_s
+            self._expect(connection)
             connection.send(self._head, self._body)
             while connection.sending and wait_for([connection], _PUMP_S) and connection.flush():
                 pass
@@ -201,6 +225,9 @@ class _HttpPending:
             return None
         self._land(connection)
         self._channel.answered()
+        line = self._channel.line
+        if line is not None and self._call.rows == 1:
+            line.learn(connection, connection.reply_bytes, result.partial)
         if not (self._hedges or self._retries or result.cold_start_s):
             latency_s = time.monotonic() - self._sent_at
             self._channel.hedge_delay.record(self._call.offsets[-1], latency_s)
@@ -294,6 +321,14 @@ class HttpTransport:
         traceparent: str | None = None,
     ) -> PendingReply:
         return _HttpPending(self._channels[call.layer], call, deadline_s, traceparent)
+
+    def line(self, layer: int, shape: RowShape) -> ExpressLine | None:
+        channel = self._channels[layer]
+        if channel.polling is None:
+            return None
+        if channel.line is None:
+            channel.line = ExpressLine(channel, shape, partial(_HttpPending, channel))
+        return channel.line if channel.line.shape == shape else None
 
     def replicas(self, layer: int) -> int:
         """Known ones, while the function is warm; each time it is asked it may look for more."""

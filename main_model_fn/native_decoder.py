@@ -61,7 +61,15 @@ class NativeDecoder:
         watched = any(split.observe is not None for split in splits)
         beside = splits[0].beside
         hidden, index = self._stack.run(
-            hidden[0], angles, paged, self._answer, watched=watched, beside=beside
+            hidden[0],
+            angles,
+            paged,
+            self._answer,
+            watched=watched,
+            beside=beside,
+            calls=self._stack.calls(splits, self._meter)
+            if beside and len(hidden[0]) == 1
+            else None,
         )
         self._meter.record_all_routes(self._numbers, index.numpy())
         return MoeModelOutputWithPast(last_hidden_state=self._norm(hidden)[None])

@@ -179,7 +179,13 @@ class NativeModel:
         watched = any(split.observe is not None for split in splits)
         beside = splits[0].beside
         hidden, index = self._stack.run(
-            hidden, angles, paged, answer, watched=watched, beside=beside
+            hidden,
+            angles,
+            paged,
+            answer,
+            watched=watched,
+            beside=beside,
+            calls=self._stack.calls(splits, self._meter) if beside and len(hidden) == 1 else None,
         )
         self._meter.record_all_routes(list(self.experts), index.numpy())
         return hidden

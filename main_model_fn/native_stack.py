@@ -9,12 +9,17 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
+from main_model_fn.express import ExpressLine
 from main_model_fn.local_experts import NativeResidents
+from main_model_fn.metering import StepMeter
 from main_model_fn.native_attention import NativeAttention, Paged
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.native_norm import NativeNorm
 from main_model_fn.native_stop import StepBuffers, Stop
+from main_model_fn.split import LayerExperts
+from main_model_fn.step_calls import StepCalls
 from remoe.kernel.native_library import (
+    NOT_POSTED,
     Attention,
     Decoding,
     Layer,
@@ -106,6 +111,7 @@ class NativeStack:
         self._dtype = layers[0].router.get_parameter("weight").dtype
         self._residents: list[NativeResidents | None] = [None] * len(layers)
         self._caches: Sequence[KeysAndValues] = []
+        self._lines: list[ExpressLine | None] = []
         self._hold(_Buffers(1, self._dtype, layers))
 
     def use(
@@ -132,13 +138,15 @@ class NativeStack:
         *,
         watched: bool = False,
         beside: bool = False,
+        calls: StepCalls | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, width] through all layers to the same, and all routes [layers, rows, top_k].
 
         `paged` says who reads and writes where. `compute` is called with a layer's place where not
         all of its chosen experts are here, or at every layer if the step is `watched`, and
-        computes them; `beside` says that others then compute on this machine's processors. Both
-        results are overwritten by the next step.
+        computes them; `beside` says that others then compute on this machine's processors. Through
+        `calls` a step of one row asks functions itself. Both results are overwritten by the next
+        step.
         """
         rows = len(hidden)
         if rows > self._buffers.rows:
@@ -155,11 +163,36 @@ class NativeStack:
         step.layer = step.stopped = 0
         step.watched = watched
         step.spared = self._pool.spared if beside else 0
+        held.answers["state"] = NOT_POSTED
+        step.answers = held.answers.ctypes.data if calls else None
+        if calls is None:
+            self._go_on(compute)
+        else:
+            self._call_by(calls)
+            calls.open()
+            self._go_on(compute, calls.open)
+            calls.book(held.answers)
+        return held.hidden[:rows], index
+
+    def _go_on(self, compute: ComputeExperts, before: Callable[[], None] = lambda: None) -> None:
+        step = self._step
         self._pool.decode(step)
         while step.layer < step.layers:
             compute(step.layer, self._stop)
+            before()
             self._pool.decode(step)
-        return held.hidden[:rows], index
+
+    def _call_by(self, calls: StepCalls) -> None:
+        if calls.lines != self._lines:
+            self._lines = calls.lines
+            for call, line, number in zip(self._each, calls.lines, calls.numbers, strict=True):
+                call.line, call.number = line and line.address, number
+
+    def calls(self, splits: Sequence[LayerExperts], meter: StepMeter) -> StepCalls:
+        """Of a step through these layers."""
+        held = self._buffers
+        width = held.hidden.shape[1]
+        return StepCalls(splits, meter, dtype=self._dtype, width=width, top_k=held.top_k)
 
     def _hold(self, held: _Buffers) -> None:
         self._buffers = held
@@ -168,6 +201,7 @@ class NativeStack:
         self._each = (Layer * len(self._layers))(*(self._call(layer) for layer in self._layers))
         caches, residents = self._caches, self._residents
         self._residents, self._caches = [None] * len(self._layers), []
+        self._lines = []
         if caches:
             self.use(caches, residents)
         self._step = Decoding(

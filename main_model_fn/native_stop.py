@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from main_model_fn.routes import Batch, CallRows
-from remoe.kernel.native_library import Decoding, Elsewhere, NativePool
+from remoe.kernel.native_library import ANSWER, NOT_POSTED, Decoding, Elsewhere, NativePool
 
 __all__ = ["StepBuffers", "Stop"]
 
@@ -15,7 +15,7 @@ class StepBuffers:
     """What the kernel writes of a step for others, for up to `rows` new tokens.
 
     Routes `index` of all layers and `gate` of the last, what experts are given, the sum over them,
-    and the rows of experts that are elsewhere, gathered.
+    the rows of experts that are elsewhere, gathered, and what became of calls that it made itself.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class StepBuffers:
         self.total = torch.empty((rows, width), dtype=torch.float32)
         self.index = torch.empty(layers * rows * top_k, dtype=torch.int64)
         self.gate = torch.empty((rows, top_k), dtype=torch.float32)
+        self.answers = np.zeros(layers, ANSWER)
         self.token = np.empty(rows, np.int64)
         self.expert = np.empty(experts, np.int64)
         self.offsets = np.empty(experts + 1, np.int64)
@@ -105,6 +106,12 @@ class Stop:
         elsewhere: int = self._elsewhere.routes
         rows: int = self._step.rows
         return elsewhere < rows * self._held.top_k
+
+    @property
+    def posted(self) -> np.void | None:
+        """What became of a call that has left already, what is here having been computed."""
+        answer = self._held.answers[self._step.layer]
+        return None if answer["state"] == NOT_POSTED else answer
 
     def compute_here(self) -> None:
         """Add the outputs of the experts that are here."""

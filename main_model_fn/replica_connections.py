@@ -53,6 +53,16 @@ class ReplicaConnections:
             connection.close()
         return self.open()
 
+    @property
+    def next(self) -> HttpConnection | None:
+        """The idle connection that `take` would look at first while none is busy."""
+        return self._idle[-1] if self._idle and not self._busy else None
+
+    def claim(self, connection: HttpConnection) -> None:
+        """Note that the `next` one was taken."""
+        self._idle.remove(connection)
+        self._busy.add(connection)
+
     def open(self) -> HttpConnection:
         connection = HttpConnection.open(self.address, self._buffer, self._limit_bytes)
         self._busy.add(connection)

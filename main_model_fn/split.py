@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from main_model_fn.express import ExpressLine
 from main_model_fn.fan_out import FanOut, SentCall
 from main_model_fn.local_experts import ExpertsModule, LocalExperts
 from main_model_fn.metering import StepMeter
@@ -55,6 +57,14 @@ class LayerExperts:
     def beside(self) -> bool:
         """Whether its remote experts are computed on this machine's processors."""
         return self._fan_out.beside
+
+    def line(self, dtype: torch.dtype, width: int, top_k: int) -> ExpressLine | None:
+        """For its calls of one row from within a native step."""
+        return self._fan_out.line(dtype, width, top_k)
+
+    def book(self, answer: np.void) -> None:
+        """Bill a call that left and was answered within a step."""
+        self._fan_out.book(answer)
 
     def forward(
         self,
@@ -100,18 +110,23 @@ class LayerExperts:
             stop.compute_here()
             return
         deadline_s = self._meter.remaining_s(time.monotonic())
-        call = self._fan_out.send_gathered(
-            rows, stop.dtype, deadline_s=deadline_s, busy=stop.some_here
-        )
+        busy, posted = stop.some_here, stop.posted
+        if posted is not None:
+            call: SentCall | None = self._fan_out.take_over(
+                rows, stop.dtype, posted, deadline_s=deadline_s, busy=busy
+            )
+        else:
+            call = self._fan_out.send_gathered(rows, stop.dtype, deadline_s=deadline_s, busy=busy)
         if call is None:
             batch = stop.batch()
             routes = {expert: batch.routes[expert] for expert in rows.experts}
-            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s, busy=stop.some_here)
+            sent = self._fan_out.send(batch, routes, deadline_s=deadline_s, busy=busy)
             stop.compute_here()
             for part in sent:
                 self._add_remote(stop.total, module, batch, part)
             return
-        stop.compute_here()
+        if posted is None:
+            stop.compute_here()
         partial = self._fan_out.receive(call)
         if partial is None:
             batch = stop.batch()

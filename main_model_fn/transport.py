@@ -6,11 +6,14 @@ without an event loop in the forward pass (docs/adr/0002-expert-protocol.md).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from remoe.expert_call import ExpertCall
+
+if TYPE_CHECKING:
+    from main_model_fn.express import ExpressLine, RowShape
 
 __all__ = ["ExpertTransport", "PendingReply", "RemoteResult"]
 
@@ -59,6 +62,10 @@ class ExpertTransport(Protocol):
         than that, nor longer than the transport's own time-out. `traceparent` names the call in
         the trace of whom it is for, if that is traced.
         """
+        ...
+
+    def line(self, layer: int, shape: RowShape) -> ExpressLine | None:
+        """For calls of one row that leave from within a native step; None if there is no such way."""
         ...
 
     def replicas(self, layer: int) -> int:

@@ -12,11 +12,26 @@ import msgspec
 
 from remoe.errors import CheckpointError, SettingsError
 
-__all__ = ["ExpertEndpoint", "Topology"]
+__all__ = ["ExpertEndpoint", "Topology", "socket_path", "socket_url"]
+
+_UNIX = "unix://"
+
+
+def socket_url(path: Path) -> str:
+    """The URL of a socket in this machine's file system, by its absolute path."""
+    return f"{_UNIX}{path}"
+
+
+def socket_path(url: str) -> str | None:
+    """The path in such a URL; None of any other."""
+    return url.removeprefix(_UNIX) if url.startswith(_UNIX) else None
 
 
 class ExpertEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One expert function: it can compute any expert of layers `first_layer` to `last_layer`."""
+    """One expert function: it can compute any expert of layers `first_layer` to `last_layer`.
+
+    It speaks HTTP at `url`, `http://host:port` or, on this machine alone, `unix:///path`.
+    """
 
     name: str
     url: str

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from remoe.topology import ExpertEndpoint, Topology
+from remoe.topology import ExpertEndpoint, Topology, socket_url
 
 _EXEC_WITH_SOCKET = """
 import os, sys
@@ -24,7 +24,8 @@ os.execv(sys.argv[2], [sys.argv[2], "-m", "expert_fn"])
 class ExpertProcess:
     """An expert function behind a listening socket that stays when the process dies.
 
-    `process` is its last replica started; `settings` are environment variables.
+    `process` is its last replica started; `settings` are environment variables. It listens at
+    `port`, or, with a `local_socket`, at none.
     """
 
     def __init__(
@@ -35,10 +36,18 @@ class ExpertProcess:
         last_layer: int,
         replicas: int = 1,
         settings: Mapping[str, str] | None = None,
+        local_socket: bool = False,
     ) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        url = f"http://127.0.0.1:{self.port}"
+        if local_socket:
+            path = work_dir / "experts.sock"
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(path))
+            self._listener.listen()
+            url = socket_url(path)
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.port = self._listener.getsockname()[1]
+            url = f"http://127.0.0.1:{self.port}"
         self.topology = Topology(
             model="tiny",
             model_dir=str(model_dir),

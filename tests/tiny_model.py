@@ -80,6 +80,9 @@ class InProcessTransport(in_process_transport.InProcessTransport):
             return _Lost()
         return super().send(call)
 
+    def line(self, layer: int, shape: object) -> None:
+        return None
+
     def replicas(self, layer: int) -> int:
         return self.replica_count
 

@@ -7,10 +7,12 @@ import errno
 import os
 import socket
 import time
+from pathlib import Path
 
 from remoe.errors import SettingsError
+from remoe.topology import socket_url
 
-__all__ = ["LOOPBACK", "address_of", "check_port", "listen"]
+__all__ = ["LOOPBACK", "address_of", "check_port", "listen", "listen_here"]
 
 _BACKLOG = 2048
 _POLL_S = 0.1
@@ -36,8 +38,24 @@ async def listen(port: int, *, patience_s: float, host: str = LOOPBACK) -> socke
         await asyncio.sleep(_POLL_S)
 
 
+def listen_here(path: Path) -> socket.socket:
+    """Listen where only processes of this machine can call that may enter the path's folder."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {path}: {error.strerror}. Set REMOE_HOME to another folder."
+        ) from error
+    return listener
+
+
 def address_of(listener: socket.socket) -> str:
     """Its URL."""
+    if listener.family == socket.AF_UNIX:
+        return socket_url(Path(listener.getsockname()))
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

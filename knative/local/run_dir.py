@@ -30,6 +30,10 @@ class RunDir:
         self._lock_path = self.path / "lock"
         self._lock_fd: int | None = None
 
+    def socket(self, number: int) -> Path:
+        """A function's: by number, because a socket's path must be short and a name may be long."""
+        return self.path / f"fn-{number}.sock"
+
     def log(self, function: str) -> Path:
         return self.logs / f"{function}.log"
 

@@ -17,7 +17,7 @@ from knative.local.control import ControlServer
 from knative.local.function import Function
 from knative.local.inbox import Inbox
 from knative.local.launcher import Launcher, inherited_environment
-from knative.local.listening import LOOPBACK, address_of, listen
+from knative.local.listening import LOOPBACK, address_of, listen, listen_here
 from knative.local.options import RuntimeOptions
 from knative.local.run_dir import RunDir
 from knative.spec import FunctionSpec
@@ -145,7 +145,12 @@ class Supervisor:
 
         listeners: dict[str, socket.socket] = {}
         with contextlib.ExitStack() as unused:
-            for spec in self._deployment.functions:
+            for number, spec in enumerate(self._deployment.functions):
+                if spec.local_socket:
+                    listeners[spec.name] = unused.enter_context(
+                        listen_here(self._run_dir.socket(number))
+                    )
+                    continue
                 front = spec is self._deployment.gateway
                 port = self._deployment.port if front else 0
                 host = self._deployment.host if front else LOOPBACK

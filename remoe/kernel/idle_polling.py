@@ -43,6 +43,14 @@ class IdlePolling:
             self._until = now + _AWAKE_S
             self._library.remoe_polling_for(self._handle, int(_AWAKE_S * 1e9))
 
+    def handle(self, now: float) -> int | None:
+        """The threads for who waits in the library itself; None while they rest."""
+        return self._handle if now >= self._rests_until and self._opened() else None
+
+    def rest(self, now: float) -> None:
+        """Do without them for a while: they had no processor."""
+        self._until, self._rests_until = -math.inf, now + _REST_S
+
     def wait(self, descriptor: int, timeout_s: float) -> bool:
         """Whether there may be something to read; False after `timeout_s`, or once asleep."""
         if time.monotonic() >= self._until:
@@ -50,8 +58,7 @@ class IdlePolling:
         timeout_ns = int(min(timeout_s, _AWAKE_S) * 1e9)
         found: int = self._library.remoe_polling_wait(self._handle, descriptor, timeout_ns)
         if found == _MISSED:
-            self._until = -math.inf
-            self._rests_until = time.monotonic() + _REST_S
+            self.rest(time.monotonic())
         return bool(found)
 
     def close(self) -> None:

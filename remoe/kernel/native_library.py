@@ -14,16 +14,23 @@ from remoe.kernel.interface import KernelUnavailableError
 from remoe.kernel.native import LIBRARY
 
 __all__ = [
+    "ANSWER",
+    "ANSWERED",
+    "BROKEN",
     "DTYPES",
+    "NOT_POSTED",
+    "POSTED",
     "Attention",
     "Decoding",
     "Elsewhere",
     "Layer",
+    "Line",
     "Matrix",
     "NativePool",
     "Norm",
     "Projection",
     "Projections",
+    "Request",
     "Routed",
     "Router",
     "native_problem",
@@ -32,7 +39,7 @@ __all__ = [
 ]
 
 # As in native/kernel.h.
-_ABI = 10
+_ABI = 11
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 2}
 """The library's number of a stored type; uint16 is bfloat16."""
 _CALLS = (
@@ -139,6 +146,47 @@ class Router(ctypes.Structure):
     )
 
 
+class Request(ctypes.Structure):
+    _fields_ = (
+        ("bytes", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("layer_at", ctypes.c_int64),
+        ("hidden_at", ctypes.c_int64),
+        ("experts_at", ctypes.c_int64),
+        ("gate_at", ctypes.c_int64),
+        ("beside_at", ctypes.c_int64),
+    )
+
+
+class Line(ctypes.Structure):
+    _fields_ = (
+        ("descriptor", ctypes.c_int64),
+        ("requests", ctypes.c_int64),
+        ("request", ctypes.c_void_p),
+        ("reply_head", ctypes.c_char_p),  # given bytes, it keeps them alive
+        ("reply_head_size", ctypes.c_int64),
+        ("reply", ctypes.c_void_p),
+        ("reply_room", ctypes.c_int64),
+        ("patience_ns", ctypes.c_int64),
+        ("polling", ctypes.c_void_p),
+        ("missed", ctypes.c_int64),
+    )
+
+
+ANSWER = np.dtype(
+    [
+        ("state", np.int64),
+        ("routes", np.int64),
+        ("received", np.int64),
+        ("waited_s", np.float64),
+        ("busy_s", np.float64),
+        ("ready_for_s", np.float64),
+    ]
+)
+"""What became of a layer's call; its states are the next four."""
+NOT_POSTED, BROKEN, POSTED, ANSWERED = range(4)
+
+
 class Layer(ctypes.Structure):
     _fields_ = (
         ("input_norm", Norm),
@@ -151,6 +199,8 @@ class Layer(ctypes.Structure):
         ("attention", Attention),
         ("router", Router),
         ("experts", Routed),
+        ("line", ctypes.c_void_p),
+        ("number", ctypes.c_int64),
     )
 
 
@@ -195,6 +245,7 @@ class Decoding(ctypes.Structure):
         ("read_ends", ctypes.c_void_p),
         ("read", ctypes.c_void_p),
         ("elsewhere", Elsewhere),
+        ("answers", ctypes.c_void_p),
     )
 
 

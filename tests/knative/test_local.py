@@ -20,7 +20,7 @@ from knative.local.control import ask_status, ask_stop
 from knative.local.run_dir import RunDir
 from remoe.errors import SettingsError, UnavailableError
 from remoe.lifecycle import READY_FOR_HEADER
-from tests.knative.toy import FAST, ROOT, get, status_of, supervise, toy_spec, until
+from tests.knative.toy import FAST, ROOT, get, get_by_socket, status_of, supervise, toy_spec, until
 
 
 def test_a_request_at_zero_is_held_and_answered_and_the_function_sleeps_again(
@@ -105,6 +105,29 @@ def test_a_crash_loop_answers_503_and_recovers(tmp_path: Path) -> None:
                 while (await get(f"{supervisor.url}/pid")).status_code == 503:
                     pass
             assert status_of(supervisor).state == "ready"
+
+    asyncio.run(scenario())
+
+
+def test_a_function_with_a_local_socket_is_woken_and_refused_as_at_a_port(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+
+    async def scenario() -> None:
+        spec = toy_spec("near", env={"TOY_FAIL_WHILE_EXISTS": str(trap)}, local_socket=True)
+        async with supervise(tmp_path, toy_spec(), spec) as supervisor:
+            url = supervisor.functions["near"].url
+            assert url.startswith(f"unix://{tmp_path}/run/")
+            assert status_of(supervisor, "near").url == url
+            first = (await get_by_socket(url, "/pid")).json()["pid"]
+            await until(lambda: status_of(supervisor, "near").state == "zero")
+            trap.touch()
+            reply = await get_by_socket(url, "/pid")
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "model_loading"
+            trap.unlink()
+            while (reply := await get_by_socket(url, "/pid")).status_code == 503:
+                pass
+            assert reply.json()["pid"] != first
 
     asyncio.run(scenario())
 

@@ -16,7 +16,7 @@ from knative.local.supervisor import Supervisor
 from knative.policy import AUTOSCALING
 from knative.spec import FunctionSpec
 from remoe.runtime_status import FunctionStatus
-from remoe.topology import Topology
+from remoe.topology import Topology, socket_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +37,7 @@ def toy_spec(
     env: Mapping[str, str] | None = None,
     memory_mib: int = 512,
     container_concurrency: int = 0,
+    local_socket: bool = False,
     **scaling: str,
 ) -> FunctionSpec:
     """A toy function; scaling keys are Knative's, with underscores."""
@@ -49,6 +50,7 @@ def toy_spec(
         timeout_s=10,
         memory_mib=memory_mib,
         container_concurrency=container_concurrency,
+        local_socket=local_socket,
         annotations={AUTOSCALING + key.replace("_", "-"): value for key, value in scaling.items()},
     )
 
@@ -103,6 +105,13 @@ async def get(url: str, *, timeout_s: float = 20.0) -> httpx.Response:
     """One request on a connection of its own."""
     async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
         return await client.get(url)
+
+
+async def get_by_socket(url: str, path: str) -> httpx.Response:
+    """The same where the URL is a socket's on this machine."""
+    transport = httpx.AsyncHTTPTransport(uds=socket_path(url))
+    async with httpx.AsyncClient(transport=transport, timeout=20, trust_env=False) as client:
+        return await client.get(f"http://localhost{path}")
 
 
 async def run_until_killed(home: Path) -> None:

@@ -18,7 +18,7 @@ from main_model_fn.http_transport import HttpTransport
 from remoe.checkpoint import Checkpoint
 from remoe.errors import SettingsError
 from remoe.hardware import CallTimes, ColdStart, Spread
-from remoe.topology import ExpertEndpoint, Topology
+from remoe.topology import ExpertEndpoint, Topology, socket_url
 
 __all__ = [
     "FunctionProcess",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _START_TIMEOUT_S = 120.0
+_BACKLOG = 64
 _EXEC = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -51,8 +52,16 @@ class FunctionProcess:
     ) -> None:
         """`folder` gets its topology, with a planner if there is one; nothing runs yet."""
         self._module = module
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port: int = self._listener.getsockname()[1]
+        if module == "expert_fn":  # as on the local platform
+            path = (folder / f"{module}.sock").absolute()
+            path.unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(path))
+            self._listener.listen(_BACKLOG)
+            self.url = socket_url(path)
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+            self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         checkpoint = Checkpoint.open(model_dir)
         nowhere = "http://127.0.0.1:9"
         self.topology = Topology(
@@ -60,12 +69,12 @@ class FunctionProcess:
             model_dir=str(model_dir),
             gateway_url=nowhere,
             planner_url=planner_url or nowhere,
-            main_url=f"http://127.0.0.1:{self.port}",
+            main_url=self.url,
             main_memory_gb=1.0,
             experts=[
                 ExpertEndpoint(
                     name="profiled-experts",
-                    url=f"http://127.0.0.1:{self.port}",
+                    url=self.url,
                     first_layer=0,
                     last_layer=checkpoint.layers - 1,
                     memory_gb=1.0,
@@ -83,10 +92,6 @@ class FunctionProcess:
         }
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
     def start(self) -> float:
         """Start the process and return how long its first answer took."""
         fd = self._listener.fileno()
@@ -98,8 +103,9 @@ class FunctionProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_START_TIMEOUT_S)
+        connection = http.client.HTTPConnection("localhost")
         try:
+            connection.sock = self._connected()
             # The connection waits in the backlog until the process accepts it, as a caller's does.
             connection.request("GET", "/readyz")
             status = connection.getresponse().status
@@ -110,6 +116,12 @@ class FunctionProcess:
         if status != http.HTTPStatus.OK:
             raise SettingsError(f"{self._module} is not ready: it answered {status}")
         return time.perf_counter() - before
+
+    def _connected(self) -> socket.socket:
+        client = socket.socket(self._listener.family)
+        client.settimeout(_START_TIMEOUT_S)
+        client.connect(self._listener.getsockname())
+        return client
 
     def _why(self) -> str:
         self.stop()

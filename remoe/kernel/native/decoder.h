@@ -116,6 +116,15 @@ static void add_partial(struct decoding *step) {
     }
 }
 
+/* Whether the step can go on past the layer, with what is computed elsewhere. */
+static int ask_elsewhere(struct kernel *kernel, struct decoding *step, int *status) {
+    struct routed experts = experts_of(step);
+    step->stopped = 1;
+    if ((*status = gather_elsewhere(kernel, &experts, step)) != OK) return 0;
+    if (step->spared && step->elsewhere.routes) atomic_store(&kernel->resting, 1);
+    return can_post(step) && call_express(kernel, step, status);
+}
+
 static int decode(struct kernel *kernel, struct decoding *step) {
     const struct variant *variant = kernel->variant;
     size_t count = (size_t)(step->rows * step->width);
@@ -128,15 +137,13 @@ static int decode(struct kernel *kernel, struct decoding *step) {
             if (route_rows(kernel, layer, step)) return NO_MEMORY;
             memset(step->total, 0, count * sizeof *step->total);
             if (step->watched || !all_here(&experts)) {
-                step->stopped = 1;
-                if (gather_elsewhere(kernel, &experts, step)) return NO_MEMORY;
-                if (step->spared && step->elsewhere.routes) atomic_store(&kernel->resting, 1);
-                return OK;
+                int status = OK;
+                if (!ask_elsewhere(kernel, step, &status)) return status;
+            } else if (route(kernel, &experts)) {
+                return NO_MEMORY;
             }
-            if (route(kernel, &experts)) return NO_MEMORY;
-        } else if (step->partial) {
-            add_partial(step);
         }
+        if (step->partial) add_partial(step);
         step->stopped = 0;
         step->partial = NULL;
         variant->narrow(step->added, step->dtype, step->total, count);

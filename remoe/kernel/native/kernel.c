@@ -1,4 +1,5 @@
 /* Which variant runs, on which threads, over which pieces of a call. */
+#define _GNU_SOURCE /* clock_gettime() */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -440,6 +441,7 @@ static int project(struct kernel *kernel, const struct projections *all) {
     return OK;
 }
 
+#include "express.h"
 #include "decoder.h"
 
 /* One call at a time; the others wait for it. */

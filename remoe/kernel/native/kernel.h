@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Counts changes of this interface; remoe/kernel/native_kernel.py refuses a library of another. */
-#define REMOE_KERNEL_ABI 10
+#define REMOE_KERNEL_ABI 11
 
 enum dtype { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum activation { SILU = 0, GELU = 1, GELU_TANH = 2, CLAMPED_SWIGLU = 3 };
@@ -107,6 +107,38 @@ struct router {
     float *gate;          /* [rows, top_k] */
 };
 
+/* A call of one row for some experts: all of it is ready but what lies at these places. Numbers are
+ * MessagePack's of 16 bits, so experts are 3 bytes apart; gates are float32. */
+struct request {
+    char *bytes;
+    int64_t size;
+    int64_t layer_at, hidden_at, experts_at, gate_at;
+    int64_t beside_at; /* whether the caller computes meanwhile */
+};
+
+/* How a function of this machine is called within a step: over a connection that nobody else uses
+ * meanwhile. A reply has `reply_head`, partial sums, and two MessagePack doubles. */
+struct line {
+    int64_t descriptor; /* -1: not now */
+    int64_t requests;   /* for 1, 2, ... experts */
+    const struct request *request;
+    const char *reply_head;
+    int64_t reply_head_size;
+    char *reply; /* [reply_room], more than a reply has */
+    int64_t reply_room;
+    int64_t patience_ns;
+    void *polling;  /* as of remoe_polling_open, or NULL */
+    int64_t missed; /* set once its threads had no processor */
+};
+
+/* What became of a layer's call: none, not wholly sent or its connection gone, sent, answered.
+ * Of one that was sent and not answered `received` bytes lie in the line's `reply`, -1 for none. */
+enum { NOT_POSTED = 0, BROKEN = 1, POSTED = 2, ANSWERED = 3 };
+struct answer {
+    int64_t state, routes, received;
+    double waited_s, busy_s, ready_for_s;
+};
+
 /* A decoder's layer of Llama's shape, x += attention(norm(x)) and x += experts(norm(x)), as the
  * calls above for one token; norms without a weight are left out. What differs from step to step
  * (rows, who of them attends to what, a router's outputs) is `decoding`'s. */
@@ -116,6 +148,8 @@ struct layer {
     struct attention attention;
     struct router router;
     struct routed experts;
+    struct line *line; /* to the function of those that are not here, or NULL */
+    int64_t number;          /* what that function knows the layer by */
 };
 
 /* Routes of a layer whose experts are elsewhere, gathered by expert as in `call`, and the rows that
@@ -134,7 +168,9 @@ struct elsewhere {
  * table, or everywhere if it is `watched`, it stops at `layer`: the router's choices are made,
  * `normed` [rows, width] is what experts are given, `elsewhere` what others are to compute, and
  * `total` [rows, width] float32 zeros to which all of them add: those that are here when
- * remoe_decode_here is called. If called again it goes on from `total`, after it added `partial`. */
+ * remoe_decode_here is called. If called again it goes on from `total`, after it added `partial`.
+ * A layer with a line it calls itself, and stops only if it gets no reply that it knows; what is
+ * here has then been added, and `answers` of the layer says how far it came. */
 struct decoding {
     int64_t rows, width, dtype, layers, watched;
     int64_t spared;              /* threads that rest while something is computed elsewhere */
@@ -153,6 +189,7 @@ struct decoding {
     const int32_t *row_ends, *read_ends;
     const int64_t *read;
     struct elsewhere elsewhere;
+    struct answer *answers;      /* [layers], states cleared; NULL: stop at each of these layers */
 };
 struct kernel;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,13 +150,25 @@ class DecoderCase:
             experts,
         )
 
-    def together(self, *, watched: bool = False) -> tuple[torch.Tensor, list[int]]:
-        """[rows, width] after all layers by one call, and the layers at which it stopped."""
+    def together(
+        self,
+        *,
+        watched: bool = False,
+        line: int | None = None,
+        answers: int | None = None,
+        on_stop: Callable[[Decoding], bool] = lambda _: False,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """[rows, width] after all layers by one call, and the layers at which it stopped.
+
+        `on_stop` says whether what is here has been computed already.
+        """
         hidden, stops = self.x.clone(), list[int]()
         for layer in self.layers:
             layer.input_norm.input = layer.experts_norm.input = self._at(hidden)
+            layer.line, layer.number = line, 300
         paging = self.steps[0].paging()
         step = Decoding(
+            answers=answers,
             rows=self.rows,
             width=self.shape.width,
             dtype=DTYPES[self.shape.dtype],
@@ -185,11 +198,11 @@ class DecoderCase:
         self.pool.decode(step)
         while step.layer < step.layers:
             stops.append(step.layer)
-            self._answer(step)
+            self._answer(step, computed=on_stop(step))
             self.pool.decode(step)
         return hidden, stops
 
-    def _answer(self, step: Decoding) -> None:
+    def _answer(self, step: Decoding, *, computed: bool) -> None:
         """Check what is said to be elsewhere, and send it back times the number of its routes."""
         index = self.index[step.layer]
         away = ~torch.isin(index, torch.tensor(sorted(self.tables[step.layer].experts)))
@@ -206,7 +219,8 @@ class DecoderCase:
             row, slot = (index == expert).nonzero(as_tuple=True)
             assert torch.equal(self.token[self.row_index[routes].long()], row)
             assert torch.equal(self.gate_weight[routes], self.gate[row, slot])
-        self.pool.decode_here(step)
+        if not computed:
+            self.pool.decode_here(step)
         partial = self._elsewhere(self.carried[: found.rows], away[tokens])
         step.partial = partial.numpy().tobytes()
 
@@ -276,7 +290,11 @@ class DecoderCase:
 
 
 def random_decoder(
-    rng: np.random.Generator, pool: NativePool, dtype: torch.dtype | None = None
+    rng: np.random.Generator,
+    pool: NativePool,
+    dtype: torch.dtype | None = None,
+    *,
+    one_row: bool = False,
 ) -> DecoderCase:
     """Some shape; half of the layers have all experts, the others some."""
     experts = int(rng.integers(1, 9))
@@ -299,4 +317,6 @@ def random_decoder(
         for whole in rng.integers(0, 2, layers)
     ]
     lengths = [(int(rng.integers(30)), int(rng.integers(1, 6))) for _ in range(rng.integers(1, 4))]
+    if one_row:
+        lengths = [(lengths[0][0], 1)]
     return DecoderCase(pool, shape, resident, lengths, int(rng.integers(2**31)))

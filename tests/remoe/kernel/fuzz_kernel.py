@@ -18,6 +18,7 @@ from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import Matrix, NativePool, Norm, native_variants
 from remoe.kernel.projector import Projector, StoredWeights
 from tests.remoe.kernel.decoder_cases import random_decoder
+from tests.remoe.kernel.express_cases import MANNERS, call_by_lines
 from tests.remoe.kernel.kernel_cases import DTYPES, random_case
 from tests.remoe.kernel.paged_cases import DTYPES as TORCH_DTYPES
 from tests.remoe.kernel.paged_cases import make_step
@@ -65,6 +66,16 @@ def decode(rng: np.random.Generator, variant: str, library: Path) -> None:
     pool.close()
     assert stops == expected_stops
     np.testing.assert_array_equal(together.float(), expected.float())
+
+
+def call(rng: np.random.Generator, variant: str, library: Path) -> None:
+    """Layers that send requests and read replies of any kind."""
+    pool = NativePool(threads=2, variant=variant, library=library)
+    case = random_decoder(rng, pool, one_row=True)
+    hidden, _, _ = call_by_lines(case, MANNERS[rng.integers(len(MANNERS))])
+    expected, _ = case.one_by_one()
+    pool.close()
+    np.testing.assert_array_equal(hidden.float(), expected.float())
 
 
 def route(rng: np.random.Generator, variant: str, library: Path) -> None:
@@ -128,6 +139,7 @@ def main() -> None:
         attend(rng, variant, library)
         route(rng, variant, library)
         decode(rng, variant, library)
+        call(rng, variant, library)
         cases += 1
     sys.stdout.write(f"{cases} cases\n")
 

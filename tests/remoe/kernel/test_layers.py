@@ -16,6 +16,7 @@ from remoe.experts import ExpertId
 from remoe.kernel.native_kernel import NativeKernel
 from remoe.kernel.native_library import Matrix, NativePool, Norm, Router, native_variants
 from tests.remoe.kernel.decoder_cases import random_decoder
+from tests.remoe.kernel.express_cases import MANNERS, Manner, call_by_lines
 from tests.remoe.kernel.kernel_cases import random_case
 from tests.remoe.kernel.paged_cases import DTYPES, Step, make_step, rotated
 
@@ -233,3 +234,18 @@ def test_layers_together_are_the_same_bits_as_their_parts_one_by_one(
     watched, every_layer = case.together(watched=True)
     assert every_layer == list(range(case.shape.layers))
     assert torch.equal(watched, expected)
+
+
+@given(seed=st.integers(0, 2**31), manner=st.sampled_from(MANNERS))
+@property_settings
+def test_a_layer_that_calls_by_itself_goes_on_only_from_the_reply_it_knows(
+    every_pool: NativePool, seed: int, manner: Manner
+) -> None:
+    case = random_decoder(np.random.default_rng(seed), every_pool, one_row=True)
+    expected, stops = case.one_by_one()
+    hidden, answered, others = call_by_lines(case, manner)
+    assert torch.equal(hidden, expected)
+    if manner == "whole":
+        assert (answered, others) == (len(stops), 0)
+    elif manner != "pieces":  # which may come together
+        assert (answered, others) == (0, bool(stops))
