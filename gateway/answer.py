@@ -15,7 +15,7 @@ from gateway.alarm import Alarm
 from gateway.errors import internal_error
 from gateway.events import CLIENT_GONE, Trace
 from gateway.formats import ChatFormat, CompletionFormat, ReplyFormat, WholeChoice
-from gateway.generation import Generation, Services, first_error
+from gateway.generation import ChoiceDelta, Generation, Services
 from gateway.receipt import Receipt
 from gateway.replies import Usage
 from gateway.response_replies import ResponseFormat
@@ -84,14 +84,9 @@ class Answer(Response):
         generation = Generation(
             self._job, self._services, reply_id=reply.id, received_at=trace.received_at
         )
+        way = self._stream if self._job.stream else self._whole
         try:
-            async with asyncio.TaskGroup() as group:
-                way = self._stream if self._job.stream else self._whole
-                group.create_task(way(generation, reply, send))
-                # In this task: the main function is asked before any other has its turn.
-                await generation.run()
-        except ExceptionGroup as errors:
-            raise first_error(errors) from None
+            await way(generation, reply, send)
         finally:
             generation.leave()
             self._close(generation)
@@ -111,10 +106,12 @@ class Answer(Response):
 
     async def _whole(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
         wholes: dict[int, WholeChoice] = {}
-        while not generation.finished():
-            for delta in await generation.next():
-                if delta.finish:  # each comes in one piece
-                    wholes[delta.index] = WholeChoice(delta.shown, delta.finish)
+
+        async def take(delta: ChoiceDelta) -> None:
+            if delta.finish:  # each comes in one piece
+                wholes[delta.index] = WholeChoice(delta.shown, delta.finish)
+
+        await generation.run(take)
         choices = [wholes[index] for index in generation.best()]
         body = _encoder.encode(
             reply.whole(choices, self._usage(generation), self._close(generation))
@@ -129,24 +126,15 @@ class Answer(Response):
     async def _stream(self, generation: Generation, reply: ReplyFormat, send: Send) -> None:
         """Send chunks as they come. The headers wait for the first one, or for one heartbeat."""
         stream = _EventStream(send, reply)
-        heartbeat = Alarm(self._heartbeat_s, generation.nudge)
+        heartbeat = Alarm(self._heartbeat_s, lambda: stream.beat(generation.progress.comment()))
+
+        async def take(delta: ChoiceDelta) -> None:
+            heartbeat.heard()
+            last = generation.finished() and not self._job.include_usage
+            await stream.data(reply.chunks(delta, self._close(generation) if last else None))
+
         try:
-            while not generation.finished():
-                deltas = await generation.next()
-                heartbeat.heard()
-                if not deltas:
-                    await stream.comment(generation.progress.comment())
-                    continue
-                last = generation.finished() and not self._job.include_usage
-                chunks = [
-                    chunk
-                    for number, delta in enumerate(deltas, start=1)
-                    for chunk in reply.chunks(
-                        delta,
-                        self._close(generation) if last and number == len(deltas) else None,
-                    )
-                ]
-                await stream.data(chunks)
+            await generation.run(take)
             if self._job.include_usage:
                 usage = reply.usage_chunk(self._usage(generation), self._close(generation))
                 await stream.data([usage])
@@ -160,6 +148,7 @@ class Answer(Response):
             await self._break_off(stream, internal_error(), cause=error)
         finally:
             heartbeat.stop()
+            stream.stop()
 
     async def _break_off(
         self, stream: _EventStream, error: RemoeError, cause: Exception | None = None
@@ -178,11 +167,13 @@ def _format_for(job: Job, vocabulary: Vocabulary) -> ReplyFormat:
 
 
 class _EventStream:
-    """Server-sent events over ASGI; the first send opens the response."""
+    """Server-sent events over ASGI, one write after the other; the first opens the response."""
 
     def __init__(self, send: Send, reply: ReplyFormat) -> None:
         self._send = send
         self._reply = reply
+        self._writing = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
         self.begun = False
 
     async def data(self, objects: Sequence[msgspec.Struct]) -> None:
@@ -191,19 +182,27 @@ class _EventStream:
     async def fail(self, error: RemoeError) -> None:
         await self._write(self._reply.frame(self._reply.failure(error)), more=False)
 
-    async def comment(self, text: str) -> None:
-        await self._write(f": {text}\n\n".encode())
-
     async def end(self, last: bytes) -> None:
         await self._write(last, more=False)
 
+    def beat(self, comment: str) -> None:
+        """Send a comment soon, unless something is on its way to the client anyway."""
+        if not self._writing.locked():
+            self._beating = asyncio.create_task(self._write(f": {comment}\n\n".encode()))
+
+    def stop(self) -> None:
+        """Send no comment any more."""
+        if self._beating is not None:
+            self._beating.cancel()
+
     async def _write(self, body: bytes, *, more: bool = True) -> None:
-        if not self.begun:
-            self.begun = True
-            await self._send(
-                {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
-            )
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        async with self._writing:
+            if not self.begun:
+                self.begun = True
+                await self._send(
+                    {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+                )
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _client_gone(receive: Receive) -> None:

@@ -36,7 +36,7 @@ from gateway.main_client import MainClient
 from gateway.metrics import Metrics
 from gateway.middleware import RequestTracing
 from gateway.observers import log_request
-from gateway.openapi import ERROR_RESPONSES, DescribedRoute, body_of, describe
+from gateway.openapi import ERROR_RESPONSES, body_of, describe
 from gateway.planner_client import PlannerClient
 from gateway.pod_watch import ApiServer, pods_say
 from gateway.prewarm import Prewarmer
@@ -49,6 +49,7 @@ from gateway.requests import (
     TokenizeRequest,
 )
 from gateway.residency import ResidentMeter
+from gateway.routes import DescribedRoute, ExactPaths
 from gateway.runtime_watch import RuntimeWatch, Source, supervisor_says
 from gateway.text import TextModel
 from gateway.timings import Timings
@@ -77,7 +78,8 @@ class _Application(FastAPI):
     """With our layers only: of FastAPI's own around them none does anything here, for each chunk."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = ExceptionMiddleware(self.router, handlers=self.exception_handlers)
+        routes = ExactPaths(self.router, self.routes)
+        app: ASGIApp = ExceptionMiddleware(routes, handlers=self.exception_handlers)
         for layer, args, kwargs in reversed(self.user_middleware):
             app = layer(app, *args, **kwargs)
         return app

@@ -1,11 +1,14 @@
-"""One admitted request at work: plan, pre-warm, and its choices side by side."""
+"""One admitted request at work: plan, pre-warm, and its choices side by side.
+
+What comes is given to the client's side in the task that reads it: a queue between the two would
+cost each chunk another turn of the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -31,11 +34,9 @@ from remoe.generation import GenerateEvent, GenerateRequest, TokenLogprob
 from remoe.plan import Observation, Plan, PlanRequest
 from remoe.prices import PriceBook
 
-__all__ = ["ChoiceDelta", "Generation", "Services", "first_error"]
+__all__ = ["ChoiceDelta", "Generation", "Services"]
 
 _log = structlog.get_logger()
-# Deltas of one request that wait for a slow client before its generation is held up.
-_QUEUE_LIMIT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class ChoiceDelta:
     index: int
     shown: Shown
     finish: FinishReason | None
+
+
+_Taker = Callable[[ChoiceDelta], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,12 @@ class Services:
     joint: bool = False  # the planner chooses a policy for each prompt, and seeds loads with it
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    error: Exception
-
-
 class Generation:
-    """The deltas of all choices in order of arrival: `run` makes them, `next` takes them."""
+    """Runs a job and gives the deltas of all choices, in order of arrival, to `take`.
+
+    While `take` waits for a slow client nothing more is read; what has come meanwhile is more text
+    at a time. Choices call it side by side.
+    """
 
     def __init__(self, job: Job, services: Services, *, reply_id: str, received_at: float) -> None:
         self.job = job
@@ -83,7 +86,6 @@ class Generation:
         self._ahead = [asyncio.Event() for _ in job.prompts]
         self._planned = asyncio.Event()
         self._prompt_scores: list[list[TokenLogprob | None]] = [[] for _ in job.prompts]
-        self._queue: asyncio.Queue[ChoiceDelta | _Failure | None] = asyncio.Queue(_QUEUE_LIMIT)
         self._unfinished = job.choices
         self._stay = services.resident.enter()
         self._receipt: Receipt | None = None
@@ -97,7 +99,7 @@ class Generation:
         self._stay.leave()
 
     def finished(self) -> bool:
-        """Whether `next` has returned the last delta of every choice."""
+        """Whether the last delta of every choice was given, or is just being given."""
         return self._unfinished == 0
 
     @property
@@ -122,39 +124,6 @@ class Generation:
                 ranked.sort(key=lambda index: -self._choices[index].mean_logprob)
             chosen += ranked[:n]
         return chosen
-
-    def nudge(self) -> None:
-        """Let a `next` that waits return without any text."""
-        if self._queue.empty():
-            self._queue.put_nowait(None)
-
-    async def next(self) -> list[ChoiceDelta]:
-        """Wait for new text; an empty list means a nudge.
-
-        Raises the first error of any choice, after the deltas that came before it.
-        """
-        items = [await self._queue.get()]
-        while not self._queue.empty() and not isinstance(items[-1], _Failure):
-            items.append(self._queue.get_nowait())
-        deltas: list[ChoiceDelta] = []
-        for item in items:
-            if item is None:
-                continue
-            if isinstance(item, _Failure):
-                if not deltas:
-                    raise item.error
-                # Nothing comes after a failure, so it is next again.
-                self._queue.put_nowait(item)
-                break
-            self._unfinished -= item.finish is not None
-            if deltas and deltas[-1].index == item.index:
-                # A client slower than the model gets more text at a time.
-                earlier = deltas.pop().shown
-                earlier.extend(item.shown)
-                deltas.append(ChoiceDelta(item.index, earlier, item.finish))
-            else:
-                deltas.append(item)
-        return deltas
 
     def receipt(self) -> Receipt:
         """What was used up to now; the same from the first call after the end on."""
@@ -199,17 +168,15 @@ class Generation:
                 )
             )
 
-    async def run(self) -> None:
-        """Run everything; what broke first is what `next` raises. Cancelling it cancels it all."""
-        error: Exception
+    async def run(self, take: _Taker) -> None:
+        """Run everything; raises what broke first. Cancelling it cancels it all."""
         try:
             async with asyncio.timeout(self._left_s()):
-                await self._run()
-            return
+                await self._run(take)
         except TimeoutError:
-            error = MissedDeadlineError(self.job.timeout_s or 0.0)
+            raise MissedDeadlineError(self.job.timeout_s or 0.0) from None
         except ExceptionGroup as errors:
-            error = first_error(errors)
+            error = _first_error(errors)
             left_s = self._left_s()
             if (
                 isinstance(error, InterruptedGenerationError)
@@ -217,17 +184,15 @@ class Generation:
                 and left_s < 0.1
             ):
                 # The main function looks at the same clock, and may see it strike first.
-                error = MissedDeadlineError(self.job.timeout_s or 0.0)
-        except Exception as raised:  # noqa: BLE001  # raised where the deltas are read
-            error = raised
-        await self._queue.put(_Failure(error))
+                raise MissedDeadlineError(self.job.timeout_s or 0.0) from None
+            raise error from None
 
     def _left_s(self) -> float | None:
         if self.job.timeout_s is None:
             return None
         return self.job.timeout_s - (time.perf_counter() - self._received_at)
 
-    async def _run(self) -> None:
+    async def _run(self, take: _Taker) -> None:
         """Plan, and generate every choice.
 
         A main function that starts takes the partition of the latest plan, so that must be made
@@ -244,8 +209,8 @@ class Generation:
                 self._asked_at = time.perf_counter()
                 self.progress.enter("starting")
                 for index in range(1, self.job.choices):
-                    group.create_task(self._generate(index))
-                await self._generate(0)
+                    group.create_task(self._generate(index, take))
+                await self._generate(0, take)
 
     async def _make_plans(self) -> None:
         plans = [
@@ -269,51 +234,51 @@ class Generation:
             )
         )
 
-    async def _generate(self, index: int) -> None:
+    async def _generate(self, index: int, take: _Taker) -> None:
         """Generate a choice; again from its beginning if it is lost before any of it was shown."""
         prompt, sample = divmod(index, self.job.samples)
         if sample:
             await self._ahead[prompt].wait()
         try:
-            await self._attempt(index, prompt, sample)
+            await self._attempt(index, prompt, sample, take)
         except LostMainFunctionError:
             if self._choices[index].shown:
                 raise
             _log.info("asking the main function's successor", reply_id=self._reply_id, choice=index)
             self._choices[index] = self._new_choice()
-            await self._attempt(index, prompt, sample)
+            await self._attempt(index, prompt, sample, take)
 
-    async def _attempt(self, index: int, prompt: int, sample: int) -> None:
+    async def _attempt(self, index: int, prompt: int, sample: int, take: _Taker) -> None:
         choice = self._choices[index]
         services = self._services
         whole = Shown()
         async with services.main.generate(self._request(index, prompt, sample)) as stream:
-            opened_at = time.perf_counter()
+            now = opened_at = time.perf_counter()
             choice.record.cold_start = stream.cold_start
             self.progress.enter("reading")
-            begun = False
-            async with aclosing(stream.batches()) as batches:
-                async for events in batches:
-                    now = time.perf_counter()
-                    if not begun and any(map(_tells, events)):
-                        begun = True
-                        self.progress.enter("answering")
-                        services.timings.first_token(now - opened_at)
-                        whole.extend(self._echo(choice, prompt, events))
-                        self._ahead[prompt].set()
-                    whole.extend(choice.absorb(events, now=now))
-                    # An answer sent whole leaves in one piece, and can begin anew until then.
-                    last = choice.finish is not None and self._planned.is_set()
-                    if whole and self.job.stream and not last:
-                        choice.shown = True
-                        await self._queue.put(ChoiceDelta(index, whole, None))
-                        whole = Shown()
-                    if choice.finish:
-                        choice.shown = True
-                        services.timings.served(now - opened_at)
-                        await self._planned.wait()  # the receipt tells of it
-                        await self._queue.put(ChoiceDelta(index, whole, choice.finish))
-                        return
+            begun = finished = False
+            while not finished:
+                events = await stream.read()
+                now = time.perf_counter()
+                if not begun and any(map(_tells, events)):
+                    begun = True
+                    self.progress.enter("answering")
+                    services.timings.first_token(now - opened_at)
+                    whole.extend(self._echo(choice, prompt, events))
+                    self._ahead[prompt].set()
+                whole.extend(choice.absorb(events, now=now))
+                finished = choice.finish is not None
+                last = finished and self._planned.is_set()
+                # An answer sent whole leaves in one piece, and can begin anew until then.
+                if whole and self.job.stream and not last:
+                    choice.shown = True
+                    await take(ChoiceDelta(index, whole, None))
+                    whole = Shown()
+            choice.shown = True
+            services.timings.served(now - opened_at)
+            await self._planned.wait()  # the receipt tells of it
+            self._unfinished -= 1
+            await take(ChoiceDelta(index, whole, choice.finish))
 
     def _request(self, index: int, prompt: int, sample: int) -> GenerateRequest:
         job = self.job
@@ -360,7 +325,7 @@ def _tells(event: GenerateEvent) -> bool:
     return bool(event.tokens or event.prompt_logprobs or event.finish)
 
 
-def first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
+def _first_error(errors: BaseExceptionGroup[Exception]) -> Exception:
     """What broke first, of groups in groups."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):

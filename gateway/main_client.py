@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from http import HTTPStatus
 
 import aiohttp
@@ -84,34 +84,34 @@ class GenerationStream:
         self._response = response
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
+        self._silence = Alarm(silence_timeout_s, lambda: self._give_up(self._silent))
+        self._stall = Alarm(stall_timeout_s, lambda: self._give_up(self._stalled))
         self._waits = False
+        self._rest = b""
+        self._failure: InterruptedGenerationError | None = None
 
-    async def batches(self) -> AsyncGenerator[Sequence[GenerateEvent], None]:
-        """Yield events as they arrive together, up to and with the one that has `finish`.
+    async def read(self) -> Sequence[GenerateEvent]:
+        """The next events, as they arrive together; to be called until one of them has `finish`.
 
         Raises LostMainFunctionError after a silence, in which not even a report came, and
         DeadlineError if it is only reports that come for too long.
         """
-        rest = b""
-        silence = Alarm(self._silence_timeout_s, lambda: self._give_up(self._silent))
-        stall = Alarm(self._stall_timeout_s, lambda: self._give_up(self._stalled))
-        try:
-            while True:
-                # Only a reader that waits can be kept waiting: a slow client holds this one up.
-                silence.heard()
-                *lines, rest = (rest + await self._data()).split(b"\n")
-                events, failure = _read(lines)
-                if any(event.tokens for event in events):
-                    stall.heard()
-                if events:
-                    yield events
-                    if events[-1].finish is not None:
-                        return
-                if failure is not None:
-                    raise failure
-        finally:
-            silence.stop()
-            stall.stop()
+        events: list[GenerateEvent] = []
+        while not events:
+            if self._failure is not None:
+                raise self._failure
+            # Only a reader that waits can be kept waiting: a slow client holds this one up.
+            self._silence.heard()
+            *lines, self._rest = (self._rest + await self._data()).split(b"\n")
+            events, self._failure = _read(lines)
+        if any(event.tokens for event in events):
+            self._stall.heard()
+        return events
+
+    def close(self) -> None:
+        """Look out for nothing any more."""
+        self._silence.stop()
+        self._stall.stop()
 
     async def _data(self) -> bytes:
         self._waits = True
@@ -223,13 +223,14 @@ class MainClient:
             # Whoever joins a start half-way learns little about how long one takes.
             if cold_start.activation_s > 0:
                 self._timings.started(cold_start.total_s)
-            with self._streaming():
-                yield GenerationStream(
-                    response,
-                    cold_start=cold_start,
-                    silence_timeout_s=self._silence_timeout_s,
-                    stall_timeout_s=self._stall_timeout_s,
-                )
+            stream = GenerationStream(
+                response,
+                cold_start=cold_start,
+                silence_timeout_s=self._silence_timeout_s,
+                stall_timeout_s=self._stall_timeout_s,
+            )
+            with self._streaming(), closing(stream):
+                yield stream
         finally:
             # Unless all of it was read, this closes the connection.
             response.close()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.types import Receive, Scope, Send
 
 from gateway.requests import (
     ChatRequest,
@@ -19,7 +15,7 @@ from gateway.requests import (
     TokenizeRequest,
 )
 
-__all__ = ["ERROR_RESPONSES", "DescribedRoute", "body_of", "describe"]
+__all__ = ["ERROR_RESPONSES", "body_of", "describe"]
 
 _REF = "#/components/schemas/{model}"
 _ERROR_SCHEMA = {
@@ -44,20 +40,6 @@ ERROR_RESPONSES: dict[int | str, dict[str, object]] = {
         "content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}},
     }
 }
-
-
-class DescribedRoute(APIRoute):
-    """FastAPI describes it; its endpoint takes the request and gives the response by itself."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # There are no parameters to look for in each request, and nothing to clean up after one;
-        # the application handles what is raised.
-        self.app = self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: Response = await self.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
 
 
 _BODIES = (ChatRequest, CompletionRequest, ResponseRequest, TokenizeRequest, DetokenizeRequest)

@@ -60,6 +60,9 @@ class _ImmediateRequest(aiohttp.ClientRequest):
         conn: Connection,
         content_length: int | None = None,
     ) -> Coroutine[Any, Any, None]:
+        if conn.transport is not None:
+            # uvloop keeps what is written until the end of its turn, but for what is too much.
+            conn.transport.set_write_buffer_limits(high=0)
         writing = super().write_bytes(writer, conn, content_length)
         try:
             waits_for = writing.send(None)

@@ -198,7 +198,7 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
 
     import uvicorn
 
-    from remoe.slow_clients import ImpatientProtocol
+    from remoe.http_protocol import ServerProtocol
 
     watch_lifeline()
     listener = bind()
@@ -235,7 +235,7 @@ def serve_asgi(app: App, *, log_level: str, tls: tuple[Path, Path] | None = None
     config = uvicorn.Config(
         _Metered(app, notifier, in_flight),
         loop="uvloop",
-        http=ImpatientProtocol,
+        http=ServerProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

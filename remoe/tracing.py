@@ -157,10 +157,11 @@ def server_span(
     )
     span_token, id_token = _span.set(span), _request_id.set(request_id)
     ids = {"request_id": request_id, "trace_id": span.trace_id}
+    bound = structlog.contextvars.bind_contextvars(**{k: v for k, v in ids.items() if v})
     try:
-        with structlog.contextvars.bound_contextvars(**{k: v for k, v in ids.items() if v}):
-            yield span
+        yield span
     finally:
+        structlog.contextvars.reset_contextvars(**bound)
         _span.reset(span_token)
         _request_id.reset(id_token)
         span.end()

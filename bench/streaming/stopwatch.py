@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gateway.__main__
-import remoe.slow_clients
+import remoe.http_protocol
 
 _noted: list[_Noted] = []
 
@@ -26,10 +26,13 @@ class _Noted:
         self.written = 0.0
         self.parts: list[bytes] = []
 
-    def write(self, data: bytes) -> None:
+    def note(self, data: bytes, *, left: bool) -> None:
         if not self.parts:
-            # uvloop writes at the end of an iteration: in the next one it has been done.
-            asyncio.get_running_loop().call_soon(self._has_left)
+            if left:
+                self._has_left()
+            else:
+                # uvloop writes at the end of an iteration: in the next one it has been done.
+                asyncio.get_running_loop().call_soon(self._has_left)
         self.parts.append(data)
 
     def _has_left(self) -> None:
@@ -44,18 +47,18 @@ class _Transport:
         self.noted: _Noted | None = None
 
     def write(self, data: bytes) -> None:
+        self._inner.write(data)
         noted = self.noted
         if noted is not None:
-            noted.write(data)
+            noted.note(data, left=not self._inner.get_write_buffer_size())
             if len(noted.parts) == 2:
                 self.noted = None
-        self._inner.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
-class _Timed(remoe.slow_clients.ImpatientProtocol):
+class _Timed(remoe.http_protocol.ServerProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Transport(transport))
 
@@ -68,7 +71,7 @@ class _Timed(remoe.slow_clients.ImpatientProtocol):
 
 
 def main() -> None:
-    remoe.slow_clients.ImpatientProtocol = _Timed  # type: ignore[misc]
+    remoe.http_protocol.ServerProtocol = _Timed  # type: ignore[misc]
     try:
         gateway.__main__.main()
     finally:

@@ -179,17 +179,17 @@ def test_a_slow_client_does_not_make_a_main_function_silent() -> None:
             silence_timeout_s=60,
             stall_timeout_s=60,
         )
-        batches = stream.batches()
-        await anext(batches)
-        # Nobody asks for the next batch: the client has not taken this one yet.
+        await stream.read()
+        # Nobody asks for the next events: the client has not taken these yet.
         stream._give_up(stream._silent)
         assert content.errors == []
-        waiting = asyncio.ensure_future(anext(batches))
+        waiting = asyncio.ensure_future(stream.read())
         await asyncio.sleep(0)
         stream._give_up(stream._silent)
         assert [type(error) for error in content.errors] == [LostMainFunctionError]
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+        stream.close()
 
     asyncio.run(read())
 
