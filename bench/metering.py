@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import math
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -58,8 +59,8 @@ def measure(gateways: dict[str, Running], *, rounds: int, answers: int, tokens: 
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in gateways}
     names = list(gateways)
     for number in range(WARM_UP_ROUNDS + rounds):
-        turn = number % len(names)
-        for name in (*names[turn:], *names[:turn])[:: 1 if number % 2 else -1]:
+        # In any order: a gateway feels whose turn was before its own.
+        for name in random.sample(names, len(names)):
             found = round_s(gateways[name], answers=answers, tokens=tokens)
             if number >= WARM_UP_ROUNDS:
                 taken[name].append(found)

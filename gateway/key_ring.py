@@ -22,8 +22,11 @@ __all__ = ["Caller", "KeyRing"]
 
 _log = structlog.get_logger()
 _REFRESH_S = 2.0
-# What strangers can make us read the keys at most.
+# From this age on they are read in passing, while requests go on with what is known.
+_AHEAD_S = 1.0
+# What strangers can make us read the keys at most, and how many of them we remember.
 _UNKNOWN_REFRESH_S = 0.25
+_MOST_STRANGERS = 1000
 # Other gateways on the same ledger spend too; our own requests are counted at once.
 _SPENT_REFRESH_S = 10.0
 
@@ -92,6 +95,9 @@ class KeyRing:
         self._read_at = -_REFRESH_S
         self._spent_at = -_SPENT_REFRESH_S
         self._reading = asyncio.Lock()
+        self._ahead: asyncio.Task[None] | None = None
+        # What came lately and is no key: clients must send something where nobody asks for one.
+        self._strangers: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._callers)
@@ -99,9 +105,17 @@ class KeyRing:
     async def find(self, secret: str) -> Caller | None:
         """The caller with this key. A revoked one is known for 2 s more at most."""
         digest = hash_key(secret)
-        await self._refresh(_REFRESH_S)
-        if digest not in self._callers:  # it may have been made a moment ago
-            await self._refresh(_UNKNOWN_REFRESH_S)
+        age_s = self._clock() - self._read_at
+        if age_s >= _REFRESH_S:
+            await self._refresh(_REFRESH_S)
+        elif age_s >= _AHEAD_S and (self._ahead is None or self._ahead.done()):
+            self._ahead = asyncio.create_task(self._refresh(_AHEAD_S))
+        if digest not in self._callers and digest not in self._strangers:
+            known_at = self._read_at
+            await self._refresh(_UNKNOWN_REFRESH_S)  # it may have been made a moment ago
+            asked = self._read_at > known_at
+            if asked and digest not in self._callers and len(self._strangers) < _MOST_STRANGERS:
+                self._strangers.add(digest)
         return self._callers.get(digest)
 
     async def _refresh(self, oldest_s: float) -> None:
@@ -119,6 +133,7 @@ class KeyRing:
                 _log.error("cannot read the keys", reason=str(error)[:300])
             else:
                 self._take(keys)
+                self._strangers.clear()
                 if spent is not None:
                     self._spent_at = self._clock()
                     for caller in self._callers.values():

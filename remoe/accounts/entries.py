@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import Connection, Engine
-from sqlalchemy.dialects import postgresql, sqlite
 
 from remoe.accounts.schema import KEEP_ALIVE, REQUESTS
 
-__all__ = ["ANONYMOUS", "Entry", "EntryInserts", "KeepAlive", "Outcome", "day_of", "write_entries"]
+__all__ = [
+    "ANONYMOUS",
+    "MOST_AT_ONCE",
+    "Entry",
+    "EntryInserts",
+    "KeepAlive",
+    "Outcome",
+    "day_of",
+    "write_entries",
+]
 
 # The key of requests that came without one.
 ANONYMOUS = "-"
+# Rows of one statement: a statement may have 32,766 values in SQLite, 65,535 in PostgreSQL.
+MOST_AT_ONCE = 500
 
 Outcome = Literal["finished", "cancelled", "failed"]
 
@@ -80,35 +93,37 @@ def day_of(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
 
 
+_TABLES = {Entry: REQUESTS, KeepAlive: KEEP_ALIVE}
+
+
 class EntryInserts:
-    """The two INSERT statements in a database's own words, compiled once.
+    """INSERT statements in a database's own words: one for all rows of a table.
 
     Given to the driver as they are: with SQLAlchemy's execution of one row a commit would cost five
-    times as much processor time. A row that is there already, after a commit whose answer was
-    lost, is kept.
+    times as much processor time. A statement a row would make the thread that writes give the
+    interpreter up and wait for it again at each row. A row that is there already, after a commit
+    whose answer was lost, is kept.
     """
 
     def __init__(self, engine: Engine) -> None:
-        postgres = engine.dialect.name == "postgresql"
-        insert = postgresql.insert if postgres else sqlite.insert
-        self._statements = {
-            kind: insert(table).on_conflict_do_nothing().compile(dialect=engine.dialect)
-            for kind, table in ((Entry, REQUESTS), (KeepAlive, KEEP_ALIVE))
-        }
+        self._marker = "?" if engine.dialect.paramstyle == "qmark" else "%s"
 
     def write(self, connection: Connection, entries: Sequence[Entry | KeepAlive]) -> None:
-        """Insert rows; the caller commits."""
-        for kind, statement in self._statements.items():
-            rows = [entry for entry in entries if type(entry) is kind]
-            if not rows:
-                continue
-            if statement.positiontup is None:
-                named = [msgspec.structs.asdict(row) for row in rows]
-                connection.exec_driver_sql(statement.string, named)
-            else:
-                order = statement.positiontup
-                tuples = [tuple(getattr(row, name) for name in order) for row in rows]
-                connection.exec_driver_sql(statement.string, tuples)
+        """Insert up to `MOST_AT_ONCE` rows; the caller commits."""
+        for kind, table in _TABLES.items():
+            rows = [astuple(entry) for entry in entries if type(entry) is kind]
+            if rows:
+                statement = _insert(table.name, kind, len(rows), self._marker)
+                connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows)))
+
+
+@lru_cache(maxsize=MOST_AT_ONCE)
+def _insert(table: str, kind: type[Entry | KeepAlive], rows: int, marker: str) -> str:
+    columns = kind.__struct_fields__
+    row = f"({', '.join([marker] * len(columns))})"
+    values = ", ".join([row] * rows)
+    names = ", ".join(columns)
+    return f"INSERT INTO {table} ({names}) VALUES {values} ON CONFLICT DO NOTHING"  # noqa: S608  # our own names
 
 
 def write_entries(connection: Connection, entries: Sequence[Entry | KeepAlive]) -> None:

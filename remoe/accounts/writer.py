@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import structlog
 from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from remoe.accounts.entries import Entry, EntryInserts, KeepAlive
+from remoe.accounts.entries import MOST_AT_ONCE, Entry, EntryInserts, KeepAlive
 from remoe.accounts.schema import SCHEMA
 from remoe.errors import UnavailableError
 
@@ -25,7 +27,6 @@ __all__ = ["LedgerUnavailableError", "LedgerWriter", "OnFailure"]
 
 _log = structlog.get_logger()
 OnFailure = Literal["refuse", "serve"]
-_MOST_IN_ONE_COMMIT = 1000
 # Changes nothing, and still has to be written to the disk.
 _PROBE = update(SCHEMA).values(version=SCHEMA.c.version)
 
@@ -39,8 +40,9 @@ class LedgerUnavailableError(UnavailableError):
 @dataclass(eq=False, slots=True)
 class _Row:
     entry: Entry | KeepAlive
-    written: asyncio.Future[bool]
-    """True when the row is on the disk, False if it was given up."""
+    settled: asyncio.Future[bool]
+    """Whether its answer may be given: the row is on the disk, or is kept until it can be."""
+    given_up_at: float
     given_up: bool = False
     """Nobody will wait for another try, so a failing commit drops the row."""
 
@@ -76,6 +78,9 @@ class LedgerWriter:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Row] = []
+        # In order of arrival, from the first that is not settled; looked at when its time is up.
+        self._asking: deque[_Row] = deque()
+        self._patience: asyncio.TimerHandle | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._failing_since: float | None = None
@@ -100,7 +105,7 @@ class LedgerWriter:
 
     async def record(self, entry: Entry | KeepAlive) -> None:
         """Return when the row is safe, or raises LedgerUnavailableError if it will not be."""
-        row = _Row(entry, self._loop.create_future())
+        row = _Row(entry, self._loop.create_future(), self._loop.time() + self._patience_s)
         with self._changed:
             if self._closing:
                 raise LedgerUnavailableError("The server is stopping. Send the request again.")
@@ -112,15 +117,30 @@ class LedgerWriter:
             self._changed.notify()
         if self._on_failure == "serve" and self.failing:
             return
-        done, _ = await asyncio.wait((row.written,), timeout=self._patience_s)
-        if done or self._on_failure == "serve":
-            return
-        if self._forget(row) or not await row.written:
+        self._asking.append(row)
+        if self._patience is None:
+            self._patience = self._loop.call_at(row.given_up_at, self._lose_patience)
+        if not await row.settled:
             raise LedgerUnavailableError(
                 "The request could not be written to the ledger, so it was given up and costs "
                 "nothing. Try again later.",
                 retry_after_s=30,
             )
+
+    def _lose_patience(self) -> None:
+        """Settle the rows whose time is up; one timer for all, since as a rule there are none."""
+        self._patience = None
+        while self._asking and self._asking[0].given_up_at <= self._loop.time():
+            row = self._asking.popleft()
+            if row.settled.done():
+                continue
+            if self._on_failure == "serve":
+                row.settled.set_result(True)
+            elif self._forget(row):
+                row.settled.set_result(False)
+            # Else it is just being written, and will be settled by how that goes.
+        if self._asking:
+            self._patience = self._loop.call_at(self._asking[0].given_up_at, self._lose_patience)
 
     async def close(self) -> None:
         """Write what waits, as far as that works now, and end the thread."""
@@ -128,10 +148,15 @@ class LedgerWriter:
             self._closing = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
+        if self._patience is not None:
+            self._patience.cancel()
+        for row in self._asking:
+            if not row.settled.done():
+                row.settled.set_result(self._on_failure == "serve")
         self._engine.dispose()
 
     def _forget(self, row: _Row) -> bool:
-        """Take a row back; False if it is just being written, and `written` will say how it went."""
+        """Take a row back; False if it is just being written."""
         with self._changed:
             row.given_up = True
             before = len(self._waiting)
@@ -142,15 +167,15 @@ class LedgerWriter:
         connection: Connection | None = None
         while (rows := self._take()) is not None:
             try:
-                connection = connection or self._engine.connect()
+                connection = connection or self._connect()
                 if rows:
                     self._inserts.write(connection, [row.entry for row in rows])
                 else:
                     connection.execute(_PROBE)
-                connection.commit()
+                connection.commit()  # for SQLAlchemy: each statement was committed by itself
             except SQLAlchemyError as error:
                 if connection is not None:
-                    # Not even its transaction may live on: the rows may be forgotten meanwhile.
+                    # Nothing of it may live on: the rows may be forgotten meanwhile.
                     connection.invalidate()
                     connection.close()
                 connection = None
@@ -161,6 +186,14 @@ class LedgerWriter:
                 self._tell(rows, written=True)
         if connection is not None:
             connection.close()
+
+    def _connect(self) -> Connection:
+        """One that commits each statement, of which a group of rows is one.
+
+        The thread gives the interpreter up for each call of the database, and may wait for it while
+        the event loop is busy: BEGIN and COMMIT would be two more.
+        """
+        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def _take(self) -> list[_Row] | None:
         """The next rows to write; none of them to see whether writing works again; None to end."""
@@ -174,10 +207,10 @@ class LedgerWriter:
         # Those that end in the next moments go along; after a quiet time nobody waits.
         time.sleep(max(0.0, self._committed_at + self._interval_s - self._clock()))
         with self._changed:
-            rows, self._waiting = (
-                self._waiting[:_MOST_IN_ONE_COMMIT],
-                self._waiting[_MOST_IN_ONE_COMMIT:],
-            )
+            # Of one table, so that they are written all or none.
+            kinds = groupby(self._waiting[:MOST_AT_ONCE], lambda row: type(row.entry))
+            rows = next((list(rows) for _, rows in kinds), [])
+            self._waiting = self._waiting[len(rows) :]
         return rows
 
     def _failed(self, rows: list[_Row], error: SQLAlchemyError) -> None:
@@ -204,8 +237,10 @@ class LedgerWriter:
     def _tell(self, rows: Sequence[_Row], *, written: bool) -> None:
         def tell() -> None:
             for row in rows:
-                if not row.written.done():
-                    row.written.set_result(written)
+                if not row.settled.done():
+                    row.settled.set_result(written)
+            while self._asking and self._asking[0].settled.done():
+                self._asking.popleft()
 
         # One wake-up of the loop for the whole group. It may have ended meanwhile.
         if rows and not self._loop.is_closed():

@@ -139,22 +139,25 @@ def test_a_client_that_leaves_while_its_prompt_is_read_pays_for_that(
 
 
 class _NoRoom:
-    """While it is on, every commit of every engine fails as on a full disk."""
+    """While it is on, every write of every engine fails as on a full disk."""
 
     def __enter__(self) -> None:
-        event.listen(Engine, "commit", self._fail)
+        event.listen(Engine, "before_cursor_execute", self._fail)
 
     def __exit__(self, *args: object) -> None:
-        event.remove(Engine, "commit", self._fail)
+        event.remove(Engine, "before_cursor_execute", self._fail)
 
     @staticmethod
-    def _fail(connection: object) -> None:
+    def _fail(
+        connection: object, cursor: object, statement: str, parameters: object, *_: object
+    ) -> None:
         import sqlite3
 
         from sqlalchemy.exc import OperationalError
 
-        reason = sqlite3.OperationalError("database or disk is full")
-        raise OperationalError("COMMIT", None, reason)
+        if statement.startswith(("INSERT", "UPDATE")):
+            reason = sqlite3.OperationalError("database or disk is full")
+            raise OperationalError(statement, None, reason)
 
 
 def test_a_full_disk_stops_answers_and_then_requests(
