@@ -29,6 +29,12 @@ static inline int amx_supported(void) {
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
+/* What is there was stored before what follows: to GCC, an instruction that loads tiles reads no
+ * memory. */
+static inline void written(const void *memory) {
+    __asm__ volatile("" : : "r"(memory) : "memory");
+}
+
 /* Tiles 0, 1 and 6 have a column for each row of the first group, 2, 3 and 7 of the second. */
 static inline void amx_shape(size_t first_rows, size_t second_rows) {
     struct {
@@ -41,6 +47,7 @@ static inline void amx_shape(size_t first_rows, size_t second_rows) {
         shape.row_bytes[i] = 4 * (weights ? 16 : second ? second_rows : first_rows);
         shape.rows[i] = 16;
     }
+    written(&shape);
     _tile_loadconfig(&shape);
 }
 
@@ -77,6 +84,16 @@ static inline bits cut(vec *x) {
     return upper;
 }
 
+static inline bits cut_finite(vec *x) {
+    bits upper = (bits)*x & 0xffff0000u;
+    *x -= (vec)upper;
+    return upper;
+}
+
+static inline int are_finite(vec v) {
+    return _mm512_cmp_ps_mask((__m512)(v - v), _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
+}
+
 /* Columns `first` .. `first + count - 1` (multiples of STEP) of up to GROUP_ROWS rows. */
 static void amx_pack_group(char *group, const float *x, size_t x_stride, size_t rows, size_t parts,
                            size_t first, size_t count) {
@@ -107,11 +124,42 @@ struct group {
     size_t rows;
 };
 
-/* Tiles 0 and 1 become the sums of the first group, 2 and 3 of the second if it has rows. With
- * each step, `lines` more lines of `next`, which this thread reads later, are asked for. If the
- * weights are used `once`, nothing has brought them into the first cache. */
-static inline __attribute__((always_inline)) void amx_strip(const char *weights, size_t row_bytes,
-                                                           int once, const char *next, size_t lines,
+static inline size_t amx_group_bytes(size_t width) {
+    return (width + STEP - 1) / STEP * PARTS * TILE_BYTES;
+}
+
+/* Rows `row` and on of an input, which may have no such rows. */
+static inline struct group amx_group(struct input input, size_t row, size_t width) {
+    row = smaller(row, input.rows);
+    return (struct group){(char *)input.packed + row / GROUP_ROWS * amx_group_bytes(width),
+                          smaller(input.rows - row, GROUP_ROWS)};
+}
+
+/* Two times 16 weight rows, each half row after row. */
+struct strip {
+    const char *half[2];
+    size_t row_bytes;
+};
+
+/* Weight rows `at` and on, `columns` of which exist, as tiles read them: whole steps of 16 rows. In
+ * place if they are that, or else copied to `scratch`. */
+static const char *amx_half(const char *at, size_t columns, size_t width, char *scratch) {
+    size_t padded_bytes = padded(width) * 2;
+    if (columns == 16 && width % STEP == 0) return at;
+    memset(scratch, 0, 16 * padded_bytes);
+    for (size_t c = 0; c < columns; c++)
+        memcpy(scratch + c * padded_bytes, at + c * width * 2, width * 2);
+    written(scratch);
+    return scratch;
+}
+
+/* Tiles 0 and 1 become the sums of the first group, 2 and 3 of the second if it has rows: 0 and 2
+ * with the strip's first half. With each step, `lines` more lines of each half of `next`, which
+ * this thread reads later, are asked for. If the weights are used `once`, nothing has brought them
+ * into the first cache; else they stay there, because packed rows pass it by: tiles that came from
+ * the second cache wait for one another. */
+static inline __attribute__((always_inline)) void amx_strip(struct strip weights, int once,
+                                                           struct strip next, size_t lines,
                                                            struct group first,
                                                            struct group second, size_t parts,
                                                            size_t steps) {
@@ -120,19 +168,28 @@ static inline __attribute__((always_inline)) void amx_strip(const char *weights,
     _tile_zero(2);
     _tile_zero(3);
     for (size_t s = 0; s < steps; s++) {
-        _tile_loadd(4, weights + s * 2 * STEP, row_bytes);
-        _tile_loadd(5, weights + s * 2 * STEP + 16 * row_bytes, row_bytes);
+        _tile_loadd(4, weights.half[0] + s * 2 * STEP, weights.row_bytes);
+        _tile_stream_loadd(6, first.packed, first.rows * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, weights.half[1] + s * 2 * STEP, weights.row_bytes);
         if (once) /* what two groups of rows take of the weights in a step, two steps ahead */
-            for (size_t row = 0; row < STRIP_ROWS; row++)
-                __builtin_prefetch(weights + row * row_bytes + (s + 2) * 2 * STEP, 0, 3);
-        for (size_t line = 0; line < lines; line++, next += 64) __builtin_prefetch(next, 0, 2);
+            for (size_t row = 0; row < 2 * 16; row++)
+                __builtin_prefetch(weights.half[row / 16] + row % 16 * weights.row_bytes +
+                                       (s + 2) * 2 * STEP,
+                                   0, 3);
+        for (size_t line = s * lines; line < (s + 1) * lines; line++) {
+            __builtin_prefetch(next.half[0] + line * 64, 0, 2);
+            __builtin_prefetch(next.half[1] + line * 64, 0, 2);
+        }
         for (size_t p = 0; p < parts; p++) {
-            _tile_loadd(6, first.packed, first.rows * 4);
+            if (p) {
+                _tile_stream_loadd(6, first.packed, first.rows * 4);
+                _tile_dpbf16ps(0, 4, 6);
+            }
             first.packed += 16 * first.rows * 4;
-            _tile_dpbf16ps(0, 4, 6);
             _tile_dpbf16ps(1, 5, 6);
             if (second.rows) {
-                _tile_loadd(7, second.packed, second.rows * 4);
+                _tile_stream_loadd(7, second.packed, second.rows * 4);
                 second.packed += 16 * second.rows * 4;
                 _tile_dpbf16ps(2, 4, 7);
                 _tile_dpbf16ps(3, 5, 7);
@@ -141,68 +198,71 @@ static inline __attribute__((always_inline)) void amx_strip(const char *weights,
     }
 }
 
-/* out[r][j] = tile[j][r] for the rows and columns that exist. */
-static void amx_put(float *out, size_t out_stride, const float *tile, size_t rows, size_t columns) {
+/* Strips with all rows of an input. */
+struct sweep {
+    struct input input;
+    size_t width, shaped[2];
+};
+
+/* The products of a strip with two groups of rows, `row` and on: sums[2 * group + half][16][rows].
+ * The next strip is read from memory while this one is computed, a share with each two groups: all
+ * of it with the first would wait for itself. Halves of `next` are NULL where there is none. */
+static void amx_sums(float sums[4][256], struct sweep *sweep, size_t row, struct strip strip,
+                     struct strip next) {
+    struct input input = sweep->input;
+    size_t steps = padded(sweep->width) / STEP;
+    size_t pairs = (input.rows + 2 * GROUP_ROWS - 1) / (2 * GROUP_ROWS);
+    size_t lines = next.half[0] ? (16 + pairs - 1) / pairs : 0;
+    size_t share = row / (2 * GROUP_ROWS) * lines * steps * 64;
+    struct group first = amx_group(input, row, sweep->width);
+    struct group second = amx_group(input, row + GROUP_ROWS, sweep->width);
+    if (sweep->shaped[0] != first.rows || sweep->shaped[1] != second.rows) {
+        amx_shape(first.rows, second.rows ? second.rows : 1);
+        sweep->shaped[0] = first.rows;
+        sweep->shaped[1] = second.rows;
+    }
+    for (size_t half = 0; half < 2 && lines; half++) next.half[half] += share;
+    amx_strip(strip, pairs == 1, next, lines, first, second, input.parts, steps);
+    _tile_stored(0, sums[0], first.rows * 4);
+    _tile_stored(1, sums[1], first.rows * 4);
+    if (!second.rows) return;
+    _tile_stored(2, sums[2], second.rows * 4);
+    _tile_stored(3, sums[3], second.rows * 4);
+}
+
+/* out[r][j] = sums[j][r] for the rows and columns that exist. */
+static void amx_put(float *out, size_t out_stride, const float *sums, size_t rows, size_t columns) {
     vec v[16];
-    memcpy(v, tile, sizeof v);
+#pragma GCC unroll 16
+    for (size_t j = 0; j < 16; j++) v[j] = load_float(sums + j * rows);
     transpose(v);
     for (size_t r = 0; r < rows; r++)
         put(out + r * out_stride, v[r], columns);
 }
 
-static size_t amx_group_bytes(size_t width) {
-    return (width + STEP - 1) / STEP * PARTS * TILE_BYTES;
-}
-
 static void amx_project(float *out, size_t out_stride, struct input input, struct matrix weights,
                         size_t width, size_t first, size_t last, const char *next,
-                        void *scratch) {
-    size_t steps = (width + STEP - 1) / STEP, group_bytes = amx_group_bytes(width);
-    size_t shaped[2] = {0, 0};
-    /* The next strip is read from memory while this one is computed, a share with each two groups:
-     * all of it with the first would wait for itself. */
-    size_t pairs = (input.rows + 2 * GROUP_ROWS - 1) / (2 * GROUP_ROWS);
-    size_t lines = (STRIP_ROWS + pairs - 1) / pairs;
-    float tile[16 * 16] __attribute__((aligned(64)));
+                        char *scratch) {
+    struct sweep sweep = {input, width, {0, 0}};
+    size_t row_bytes = padded(width) * 2, half_bytes = 16 * row_bytes;
+    float sums[4][256] __attribute__((aligned(64)));
     for (size_t j = first; j < last; j += STRIP_ROWS) {
-        size_t columns = smaller(last - j, STRIP_ROWS), row_bytes = width * 2;
-        const char *strip = (const char *)weights.values + j * row_bytes;
-        int in_place = columns == STRIP_ROWS && width % STEP == 0;
-        const char *after = j + STRIP_ROWS < last ? strip + STRIP_ROWS * row_bytes : next;
-        if (!in_place) { /* tiles read whole steps of whole strips */
-            row_bytes = steps * STEP * 2;
-            memset(scratch, 0, STRIP_ROWS * row_bytes);
-            for (size_t c = 0; c < columns; c++)
-                memcpy((char *)scratch + c * row_bytes, strip + c * width * 2, width * 2);
-            strip = scratch;
-        }
+        size_t columns[2] = {smaller(last - j, 16), last - j > 16 ? smaller(last - j - 16, 16) : 0};
+        const char *at = (const char *)weights.values + j * width * 2;
+        const char *after = j + STRIP_ROWS < last ? at + 2 * half_bytes : next;
+        if (width % STEP) after = NULL;
+        struct strip strip = {{0}, row_bytes};
+        struct strip ahead = {{after, after ? after + half_bytes : NULL}, row_bytes};
+        for (size_t half = 0; half < 2; half++)
+            strip.half[half] = amx_half(at + half * 16 * width * 2, columns[half], width,
+                                        scratch + half * half_bytes);
         for (size_t r = 0; r < input.rows; r += 2 * GROUP_ROWS) {
-            struct group group[2];
-            for (size_t g = 0; g < 2; g++) {
-                size_t row = smaller(r + g * GROUP_ROWS, input.rows);
-                group[g].packed = (char *)input.packed + row / GROUP_ROWS * group_bytes;
-                group[g].rows = smaller(input.rows - row, GROUP_ROWS);
-            }
-            if (shaped[0] != group[0].rows || shaped[1] != group[1].rows) {
-                amx_shape(group[0].rows, group[1].rows ? group[1].rows : 1);
-                shaped[0] = group[0].rows;
-                shaped[1] = group[1].rows;
-            }
-            size_t share = r / (2 * GROUP_ROWS);
-            amx_strip(strip, row_bytes, pairs == 1,
-                      after ? after + share * steps * lines * 64 : NULL,
-                      after && in_place ? lines : 0, group[0], group[1], input.parts, steps);
+            amx_sums(sums, &sweep, r, strip, ahead);
             for (size_t t = 0; t < 4; t++) {
-                size_t rows = group[t / 2].rows, column = t % 2 * 16;
-                if (rows == 0 || column >= columns) continue;
-                switch (t) {
-                    case 0: _tile_stored(0, tile, 64); break;
-                    case 1: _tile_stored(1, tile, 64); break;
-                    case 2: _tile_stored(2, tile, 64); break;
-                    default: _tile_stored(3, tile, 64);
-                }
-                amx_put(out + (r + t / 2 * GROUP_ROWS) * out_stride + (j - first) + column,
-                        out_stride, tile, rows, smaller(columns - column, 16));
+                size_t row = r + t / 2 * GROUP_ROWS, column = j - first + t % 2 * 16;
+                if (row < input.rows && columns[t % 2])
+                    amx_put(out + row * out_stride + column, out_stride, sums[t],
+                            smaller(input.rows - row, GROUP_ROWS), columns[t % 2]);
             }
         }
     }

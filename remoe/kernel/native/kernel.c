@@ -184,35 +184,28 @@ static void add_bias(float *to, const float *bias, size_t first, size_t count) {
     for (size_t i = 0; i < count; i++) to[i] += bias[first + i];
 }
 
+/* The task that this thread takes after one; beyond all tasks if nobody knows. */
+static size_t task_after(const struct kernel *kernel, size_t task) {
+    return kernel->threads <= 1 + atomic_load(&kernel->spared) ? task + 1 : TASK_MASK;
+}
+
 /* inner = act(gate(x)) * up(x), for one segment and some of its columns. */
 static void inner_task(struct kernel *kernel, size_t task, size_t thread) {
     const struct call *call = kernel->call;
-    size_t per_segment = steps(call->inner, kernel->inner_step);
+    size_t step = kernel->inner_step, per_segment = steps(call->inner, step);
     const struct segment *segment = &kernel->segment[task / per_segment];
-    size_t first = task % per_segment * kernel->inner_step;
-    size_t last = smaller(first + kernel->inner_step, call->inner);
-    size_t columns = last - first;
-    struct input input = input_of(kernel, segment);
-    float *gate = kernel->inner + segment->place * kernel->inner_stride + first;
+    size_t first = task % per_segment * step, last = smaller(first + step, call->inner);
     float *up = kernel->thread + thread * kernel->thread_floats;
-    float *scratch = up + BLOCK_ROWS * kernel->inner_step;
-
-    kernel->variant->project(gate, kernel->inner_stride, input, segment->expert->gate,
-                             call->hidden, first, last,
-                             row_of(segment->expert->up, call->hidden, first), scratch);
-    kernel->variant->project(up, kernel->inner_step, input, segment->expert->up, call->hidden,
-                             first, last, NULL, scratch);
-    for (size_t r = 0; r < input.rows; r++) {
-        float *row = gate + r * kernel->inner_stride;
-        float *up_row = up + r * kernel->inner_step;
-        size_t beyond = padded(columns) - columns;
-        add_bias(row, segment->expert->gate_bias, first, columns);
-        add_bias(up_row, segment->expert->up_bias, first, columns);
-        memset(up_row + columns, 0, beyond * sizeof *up);
-        kernel->variant->activate(row, up_row, padded(columns), call);
-        memset(row + columns, 0, beyond * sizeof *row);
+    struct ahead ahead = {{NULL, NULL}};
+    size_t after = task_after(kernel, task);
+    if (after < kernel->segments * per_segment) {
+        const struct expert *expert = kernel->segment[after / per_segment].expert;
+        size_t row = after % per_segment * step;
+        ahead = (struct ahead){{row_of(expert->gate, call->hidden, row),
+                                row_of(expert->up, call->hidden, row)}};
     }
-    kernel->variant->pack(inner_of(kernel, segment), call->inner, first, padded(columns));
+    kernel->variant->gate(inner_of(kernel, segment), input_of(kernel, segment), segment->expert,
+                          call, first, last, &ahead, up, up + BLOCK_ROWS * step);
 }
 
 /* output += gate_weight * down(inner), for some columns and all segments, in their order. */
@@ -225,9 +218,12 @@ static void output_task(struct kernel *kernel, size_t task, size_t thread) {
 
     for (size_t s = 0; s < kernel->segments; s++) {
         const struct segment *segment = &kernel->segment[s];
-        const void *next = s + 1 == kernel->segments
-                               ? NULL
-                               : row_of(segment[1].expert->down, call->inner, first);
+        size_t after = s + 1 == kernel->segments ? task_after(kernel, task) : task;
+        size_t row = after * kernel->hidden_step;
+        const struct segment *read = &kernel->segment[(s + 1) % kernel->segments];
+        const void *next = row < (size_t)call->hidden
+                               ? row_of(read->expert->down, call->inner, row)
+                               : NULL;
         kernel->variant->project(down, kernel->hidden_step, inner_of(kernel, segment),
                                  segment->expert->down, call->inner, first, last, next, scratch);
         for (size_t entry = segment->first; entry < segment->last; entry++) {
@@ -301,7 +297,10 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
     const struct variant *variant = kernel->variant;
     kernel->input_parts = dtype == FLOAT32 ? FLOAT32_PARTS : dtype == BFLOAT16 ? 1 : 2;
     kernel->inner_step = smaller(step_for(hidden), padded(inner));
-    kernel->hidden_step = smaller(step_for(inner), padded(hidden));
+    /* Weights are asked for ahead of time within a task, so with many rows longer ones wait less, as
+     * long as there are three for each thread. */
+    size_t shared = hidden / (3 * kernel->threads) / PADDING * PADDING, step = step_for(inner);
+    kernel->hidden_step = smaller(shared > step ? smaller(shared, 3 * step) : step, padded(hidden));
     size_t inner_floats =
         BLOCK_ROWS * kernel->inner_step + padded(variant->scratch_floats(hidden));
     size_t output_floats =
@@ -323,6 +322,8 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
 static int forward(struct kernel *kernel, const struct call *call) {
     int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
     if (status != OK) return status;
+    if (call->rows <= TILE_ROWS) /* reading is all there is to do: share it out evenly */
+        kernel->hidden_step = smaller(step_for(call->inner), padded(call->hidden));
     kernel->call = call;
     atomic_store(&kernel->spared, (size_t)call->spared);
     kernel->segments = kernel->block_rows = 0;

@@ -226,6 +226,11 @@ struct input {
     void *packed; /* [rows / group_rows rounded up][group_bytes] */
 };
 
+/* What a thread reads next, the rows of weights from there on; NULL if nothing. */
+struct ahead {
+    const char *weights[2];
+};
+
 struct variant {
     const char *name;
     int (*supported)(void);
@@ -249,7 +254,11 @@ struct variant {
     void (*attend)(const struct attention *attention, size_t request, size_t group,
                    float *scratch);
     size_t (*attend_floats)(const struct attention *attention, size_t most_keys);
-    void (*activate)(float *gate, const float *up, size_t count, const struct call *call);
+    /* Columns first .. last - 1 of act(gate(x)) * up(x), packed; `first` is a multiple of PADDING,
+     * and `up` has room for all rows of these columns, padded. `ahead` are gate and up. */
+    void (*gate)(struct input inner, struct input input, const struct expert *expert,
+                 const struct call *call, size_t first, size_t last, const struct ahead *ahead,
+                 float *up, float *scratch);
 };
 
 #endif

@@ -205,7 +205,7 @@ static void project(float *out, size_t out_stride, struct input input, struct ma
     size_t rows = input.rows, x_stride = input.stride;
 #if defined(__AMX_BF16__)
     if (weights.dtype == BFLOAT16) {
-        amx_project(out, out_stride, input, weights, width, first, last, next, scratch);
+        amx_project(out, out_stride, input, weights, width, first, last, next, (char *)scratch);
         return;
     }
 #endif
@@ -236,8 +236,7 @@ static void project(float *out, size_t out_stride, struct input input, struct ma
 /* e to the power x, to two units in the last place: 2^n times a polynomial on |r| <= ln(2) / 2
  * (coefficients of Cephes' expf). Overflows to infinity, underflows to denormals, keeps NaN. */
 static inline vec exponential(vec x) {
-    x = choose((bits)(x > splat(89.0f)), splat(89.0f), x);
-    x = choose((bits)(x < splat(-104.0f)), splat(-104.0f), x);
+    x = at_least(splat(-104.0f), at_most(splat(89.0f), x));
     const vec round = splat(0x1.8p23f); /* adding it leaves the nearest integer in the low bits */
     vec shifted = fused(x, splat(1.44269504f), round);
     vec n = shifted - round;
@@ -250,10 +249,14 @@ static inline vec exponential(vec x) {
     p = fused(p, r, splat(1.6666665459e-1f));
     p = fused(p, r, splat(5.0000001201e-1f));
     p = fused(p, r * r, r) + splat(1.0f);
+#if defined(__AVX512F__)
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     /* 2^n in two factors, because n reaches beyond what one exponent holds. */
     bits integer = (bits)shifted - (bits)round + 256;
     bits low = integer >> 1, high = integer - low;
     return p * (vec)((low - 1) << 23) * (vec)((high - 1) << 23);
+#endif
 }
 
 static inline vec logistic_product(vec x, vec argument) { /* x / (1 + e^-argument) */
@@ -284,9 +287,8 @@ static void activate_clamped(float *gate, const float *up, size_t count, float a
     vec high = splat(limit), low = splat(-limit);
     for (size_t i = 0; i < count; i += LANES) {
         vec g = load_float(gate + i), u = load_float(up + i);
-        g = choose((bits)(g > high), high, g);
-        u = choose((bits)(u > high), high, u);
-        u = choose((bits)(u < low), low, u);
+        g = at_most(high, g);
+        u = at_least(low, at_most(high, u));
         store_float(gate + i, logistic_product(g, g * splat(alpha)) * (u + splat(1.0f)));
     }
 }
@@ -301,6 +303,8 @@ static void activate(float *gate, const float *up, size_t count, const struct ca
         default: activate_as(gate, up, count, GELU);
     }
 }
+
+#include "gated.h"
 
 static void normalize(const struct norm *norm, float *scratch) {
     size_t width = norm->width, item = bytes_of(norm->input.dtype);
@@ -400,5 +404,5 @@ const struct variant VARIANT_OBJECT(VARIANT) = {
     .remember = remember,
     .attend = attend,
     .attend_floats = attend_floats,
-    .activate = activate,
+    .gate = gate,
 };

@@ -46,6 +46,23 @@ static inline vec choose(bits where, vec yes, vec no) {
     return (vec)((where & (bits)yes) | (~where & (bits)no));
 }
 
+/* Numbers beyond a limit become the limit; NaN stays NaN. */
+static inline vec at_most(vec limit, vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)limit, (__m512)x);
+#else
+    return choose((bits)(x > limit), limit, x);
+#endif
+}
+
+static inline vec at_least(vec limit, vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)limit, (__m512)x);
+#else
+    return choose((bits)(x < limit), limit, x);
+#endif
+}
+
 static inline vec from_half(half_bits h) {
 #if defined(__AVX512F__)
     return (vec)_mm512_cvtph_ps((__m256i)h);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -110,7 +111,7 @@ def test_numpy_equals_torch(case: Case, activation: Activation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "hidden", "inner"), [(300, 48, 96), (9, 576, 1536), (3, 1000, 9000)]
+    ("rows", "hidden", "inner"), [(300, 48, 96), (9, 576, 1536), (200, 64, 80), (3, 1000, 9000)]
 )
 def test_more_rows_than_a_block_and_wider_rows_than_a_panel(
     new_kernel: _Kernels, variant: str, rows: int, hidden: int, inner: int
@@ -188,6 +189,22 @@ def test_nan_and_infinities_go_where_torch_lets_them_go(
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     np.testing.assert_array_equal(np.isfinite(got[1:]), True)
     assert not np.isfinite(got[0]).any()
+
+
+@pytest.mark.parametrize("rows", [1, 35])
+@pytest.mark.parametrize("odd", ["gate", "up", "down"])
+def test_matrices_of_different_types(
+    new_kernel: _Kernels, variant: str, odd: str, rows: int
+) -> None:
+    """An expert is computed in tiles throughout, or part by part."""
+    rng = np.random.default_rng(4)
+    case = random_case(rng, hidden=64, inner=96, rows=rows, experts=2, biased=True)
+    mixed = {
+        expert: replace(tensors, **{odd: stored(getattr(tensors, odd).to_float32(), "F32")})
+        for expert, tensors in case.experts.items()
+    }
+    case = Case(mixed, case.rows)
+    assert_close(new_kernel(case, variant).weighted_sum(case.ids, case.rows), case.expected())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
