@@ -16,6 +16,9 @@
 #define FLOAT32_PARTS 3
 /* Weight rows of one task: small enough to share out evenly, large enough to be worth taking. */
 #define TASK_BYTES (96 * 1024)
+/* Tasks of the second projection that each thread has at least, if there are rows enough: each goes
+ * through all experts, and what is left of a task when all the others are done, one thread reads. */
+#define LEAST_TASKS 4
 
 /* build.py lists those that it compiled, the fastest first: VARIANTS is "X(avx512) X(avx2) ...". */
 #define X(name) extern const struct variant remoe_##name;
@@ -152,6 +155,12 @@ static void run(struct kernel *kernel, task_function *function, size_t tasks) {
 static size_t step_for(size_t width) {
     size_t rows = TASK_BYTES / (2 * width) / PADDING * PADDING;
     return rows > PADDING ? rows : PADDING;
+}
+
+/* As many rows as leave each thread its tasks. */
+static size_t shared_step(const struct kernel *kernel, size_t rows) {
+    size_t step = rows / (LEAST_TASKS * kernel->threads) / PADDING * PADDING;
+    return step > PADDING ? step : PADDING;
 }
 
 static size_t steps(size_t count, size_t step) {
@@ -299,8 +308,9 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
     kernel->inner_step = smaller(step_for(hidden), padded(inner));
     /* Weights are asked for ahead of time within a task, so with many rows longer ones wait less, as
      * long as there are three for each thread. */
-    size_t shared = hidden / (3 * kernel->threads) / PADDING * PADDING, step = step_for(inner);
-    kernel->hidden_step = smaller(shared > step ? smaller(shared, 3 * step) : step, padded(hidden));
+    size_t step = smaller(step_for(inner), shared_step(kernel, hidden));
+    size_t longer = hidden / (3 * kernel->threads) / PADDING * PADDING;
+    kernel->hidden_step = smaller(longer > step ? smaller(longer, 3 * step) : step, padded(hidden));
     size_t inner_floats =
         BLOCK_ROWS * kernel->inner_step + padded(variant->scratch_floats(hidden));
     size_t output_floats =
