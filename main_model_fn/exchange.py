@@ -7,6 +7,7 @@ copy to be started and waited for.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from main_model_fn.host_memory import host_empty, seen_by_gpu
 from main_model_fn.routes import Batch
@@ -19,8 +20,10 @@ class Exchange:
 
     On the host lie the routes by slice, as the kernel takes them: `parts` int64 and `gates` float32
     [rows, top_k, slices], where the i-th slice of expert e is `e * slices + i`; the `hidden` rows
-    and their float32 `sums` over the experts that the CPU computed, both [rows, width]. On the GPU
-    lie `rows` again, and `total`, the sums over those that it computed.
+    and their float32 `sums` over the experts that the CPU computed, both [rows, width]; and
+    `foretold` int64 [rows], the expert that each row is likeliest to choose in the next MoE layer,
+    which comes a little later, or not at all, and then is what the host left there. On the GPU lie
+    `rows` again, and `total`, the sums over those that it computed.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Exchange:
         self.gates, self._to_gates = on_host(torch.float32, top_k, slices)
         self.hidden, self._to_hidden = on_host(dtype, width)
         self.sums, self._from_sums = on_host(torch.float32, width)
+        self.foretold, self._to_foretold = on_host(torch.int64)
+        self.foretold.fill_(-1)
         self.rows = torch.zeros((rows, width), dtype=dtype, device=device)
         self.total = torch.zeros((rows, width), dtype=torch.float32, device=device)
 
@@ -62,6 +67,11 @@ class Exchange:
         """Make ready what the GPU's own experts take, which nobody waits for yet."""
         self.rows.copy_(hidden)
         self.total.zero_()
+
+    def foretell(self, hidden: torch.Tensor, gate: torch.Tensor) -> None:
+        """Give the host what the next layer's `gate` [experts, width] says of this one's input."""
+        likeliest = functional.linear(hidden.to(gate.dtype), gate).argmax(-1)
+        torch.mul(likeliest, 1, out=self._to_foretold)
 
     def receive(self) -> torch.Tensor:
         """The sum over all experts, [rows, width] of the model's type."""

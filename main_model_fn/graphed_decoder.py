@@ -28,9 +28,11 @@ from main_model_fn.host_inputs import moved
 from main_model_fn.local_experts import ExpertsModule
 from main_model_fn.machine import Machine
 from main_model_fn.metering import StepMeter
+from main_model_fn.model_gates import model_gates
 from main_model_fn.routes import Batch
 from main_model_fn.segments import Cut, nothing_freed, segments
 from main_model_fn.split import LayerExperts
+from remoe.errors import CheckpointError
 from remoe.families import TOP_K_KEYS
 
 __all__ = ["GraphedDecoder", "use_graphs"]
@@ -46,10 +48,17 @@ class _Sent:
     What else the GPU can compute meanwhile it does.
     """
 
-    def __init__(self, exchange: Exchange, cut: Cut, shared: SharedExperts | None) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        cut: Cut,
+        shared: SharedExperts | None,
+        next_gate: torch.Tensor | None,
+    ) -> None:
         self._exchange = exchange
         self._cut = cut
         self._shared = shared
+        self._next_gate = next_gate
 
     def forward(
         self, _module: object, hidden: torch.Tensor, index: torch.Tensor, gates: torch.Tensor
@@ -57,6 +66,8 @@ class _Sent:
         self._exchange.send(hidden, index, gates)
         self._cut.handed()
         self._exchange.keep(hidden)
+        if self._next_gate is not None:
+            self._exchange.foretell(hidden, self._next_gate)
         if self._shared is not None:
             self._shared.compute(hidden)
         self._cut()
@@ -148,7 +159,8 @@ class _Step:
         """One layer's experts, into the exchange."""
         rows, exchange, decoder = self._rows, self.exchange, self._decoder
         decoder.observe(cut, exchange, rows)
-        if not self.few_rows.begin(decoder.residents(cut), rows):
+        following = decoder.residents(cut + 1) if cut + 1 < decoder.layers else None
+        if not self.few_rows.begin(decoder.residents(cut), rows, following):
             exchange.answer(decoder.compute(cut, exchange.batch(rows)))
         self.routes[cut, :rows] = exchange.index(rows).numpy()
 
@@ -162,7 +174,13 @@ class GraphedDecoder:
     What it is given may lie on the host (host_inputs.py).
     """
 
-    def __init__(self, body: nn.Module, modules: Mapping[int, nn.Module], meter: StepMeter) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        modules: Mapping[int, nn.Module],
+        meter: StepMeter,
+        gates: Mapping[int, torch.Tensor],
+    ) -> None:
         self.library = body.forward
         self._modules = list(modules.values())
         self._shared = shared_experts(body, modules)
@@ -174,6 +192,8 @@ class GraphedDecoder:
         self.device = self.machine.device
         config = cast("Any", body).config.get_text_config()
         self.dtype, self.layers = cast("Any", body).dtype, len(self._splits)
+        # Of the layer after each.
+        self._next_gates = [*(gates.get(layer) for layer in self._numbers[1:]), None]
         self.top_k = next(int(getattr(config, k)) for k in TOP_K_KEYS if hasattr(config, k))
         self._cache: PagedAttentionCache | None = None
         self._steps: dict[tuple[int, int], _Step | None] = {}
@@ -202,8 +222,8 @@ class GraphedDecoder:
     @contextmanager
     def experts_replaced(self, exchange: Exchange, cut: Cut) -> Iterator[None]:
         with shared_replaced(self._shared) as shared:
-            for module, one in zip(self._modules, shared, strict=True):
-                module.remoe = _Sent(exchange, cut, one)  # type: ignore[assignment]
+            for module, one, gate in zip(self._modules, shared, self._next_gates, strict=True):
+                module.remoe = _Sent(exchange, cut, one, gate)  # type: ignore[assignment]
             try:
                 yield
             finally:
@@ -264,4 +284,9 @@ def use_graphs(model: PreTrainedModel, meter: StepMeter) -> None:
     body, modules = model.base_model, experts_by_layer(model)
     locals_here = [cast("Any", module).remoe.local for module in modules.values()]
     if all(isinstance(local, HeterogeneousExperts) for local in locals_here):
-        body.forward = GraphedDecoder(body, modules, meter)
+        try:
+            gates = {layer: gate.to(body.dtype) for layer, gate in model_gates(model).items()}
+        except CheckpointError as error:
+            _log.warning("experts_not_foretold", reason=error.message)
+            gates = {}
+        body.forward = GraphedDecoder(body, modules, meter, gates)

@@ -98,6 +98,8 @@ def place(rows: Mapping[int, int], resident: Collection[int], times: ExpertTimes
 class Balance:
     """What share of a decoding step's cold slices is streamed, learned from who was done last.
 
+    Those that were streamed before they were asked for are not among them.
+
     Each step of so few rows is like the last one, so what was seen is worth more than any times
     measured before: CPU, link and GPU read the same memory, and a machine's rates change.
     """

@@ -118,7 +118,7 @@ class Slots:
         device: torch.device,
         pool: NativePool,
         *,
-        count: int = 8,
+        count: int = 16,
         most_rows: int = 16,
     ) -> None:
         self.device = device
@@ -167,23 +167,37 @@ class SlotsOf:
         ]
 
     def add(
-        self, experts: Sequence[ExpertWeights], gates: Callable[[int], NDArray[np.float32] | float]
-    ) -> int | None:
+        self,
+        experts: Sequence[ExpertWeights],
+        gates: Callable[[int], NDArray[np.float32] | float],
+        *,
+        ahead: Sequence[int] = (),
+        unwanted: int = 0,
+        following: Callable[[], Sequence[ExpertWeights]] = tuple,
+    ) -> tuple[int | None, list[int]]:
         """Have some computed, by their rows' `gates` of each number; the slot of the last one.
 
-        As many copies as there is room for are asked for before anything else is.
+        Before `experts` come those in the slots `ahead`, that the last call returned for its
+        `following`, of which some were `unwanted`. As many copies as there is room for are asked
+        for before anything is computed; `following` is called when those of `experts` are.
         """
-        slots, slot, sent = self._slots, None, deque[tuple[int, int]]()
+        slots, sent, later = self._slots, deque(enumerate(ahead)), list[int]()
+        last = ahead[-1] if ahead else None
+        room = len(slots.weights) - unwanted
 
         def compute(number: int, slot: int) -> None:
             slots.gates[slot] = gates(number)
             slots.lane.compute(slot, self._passes[slot])
 
-        for number, weights in enumerate(experts):
-            if len(sent) == len(slots.weights):
+        for number, weights in enumerate(experts, len(ahead)):
+            if len(sent) == room:
                 compute(*sent.popleft())
-            slot = slots.send(weights)
-            sent.append((number, slot))
+            last = slots.send(weights)
+            sent.append((number, last))
+        for weights in following()[: len(slots.weights) // 2]:
+            if len(sent) + len(later) == room:
+                compute(*sent.popleft())
+            later.append(slots.send(weights))
         for one in sent:
             compute(*one)
-        return slot
+        return last, later

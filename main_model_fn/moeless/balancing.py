@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from main_model_fn.config import MainSettings
 from main_model_fn.experts_modules import experts_by_layer
-from main_model_fn.gate_recording import model_gates
 from main_model_fn.live_partition import LivePartition
 from main_model_fn.local_experts import TorchExperts
+from main_model_fn.model_gates import model_gates
 from main_model_fn.moeless.balance_controller import BalanceController
 from main_model_fn.moeless.load_book import LoadBook
 from main_model_fn.moeless.load_predictor import LoadPredictor, Observer

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from main_model_fn.gate_recording import model_gates, record_gate_inputs
+from main_model_fn.gate_recording import record_gate_inputs
 from main_model_fn.gate_training import _misplaced, make_gate_copies
+from main_model_fn.model_gates import model_gates
 from remoe.errors import CheckpointError
 from remoe.moeless.gates import GateCopies
 from remoe.moeless.prediction_quality import overlap

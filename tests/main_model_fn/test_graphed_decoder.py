@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from main_model_fn import graphed_decoder
+from main_model_fn.exchange import Exchange
 from main_model_fn.experts_modules import experts_by_layer
 from main_model_fn.few_rows import FewRows
 from main_model_fn.graphed_decoder import GraphedDecoder
@@ -21,6 +22,7 @@ from main_model_fn.hot_experts import HotBudget
 from main_model_fn.loading import load_split_model
 from main_model_fn.machine import slices_for
 from main_model_fn.placement import ExpertTimes
+from main_model_fn.slots import SlotsOf
 from remoe.checkpoint import Checkpoint
 from remoe.experts import ExpertId, Partition
 from remoe.kernel.native_library import NativePool
@@ -30,7 +32,7 @@ from tests.tiny_model import InProcessTransport, new_meter, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Experts of any number of rows are streamed or not by turns.
-BOTH = ExpertTimes([1, 64], [1.0, 1.0], [0.1, 0.1], 1.0)
+BOTH = ExpertTimes([1, 64], [1e-4, 1e-4], [1e-5, 1e-5], 1e-4)
 # What a family's tiny model has besides: slices of experts are 32 wide.
 FAMILIES: dict[str, dict[str, object]] = {
     "mixtral": {"intermediate_size": 128},
@@ -93,8 +95,8 @@ def test_answers_and_routes_are_the_modules(
     computed = list[tuple[int, bool]]()
     begin = FewRows.begin
 
-    def counted(self: FewRows, layer: Any, rows: int) -> bool:
-        computed.append((rows, begin(self, layer, rows)))
+    def counted(self: FewRows, layer: Any, rows: int, following: Any) -> bool:
+        computed.append((rows, begin(self, layer, rows, following)))
         return computed[-1][1]
 
     monkeypatch.setattr(FewRows, "begin", counted)
@@ -110,6 +112,37 @@ def test_answers_and_routes_are_the_modules(
         assert ours[0] == theirs[0] == generate(unmodified, prompt, 8)
         assert ours[1] == pytest.approx(theirs[1], abs=1e-4)
         assert ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("hot", [0, 2])
+@pytest.mark.parametrize("rightly", [True, False])
+def test_what_is_foretold_changes_no_answer(
+    checkpoint: Checkpoint,
+    pool: NativePool,
+    hot: int,
+    *,
+    rightly: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, meter = load(checkpoint, pool, hot=hot)
+    foretell, add = Exchange.foretell, SlotsOf.add
+    taken, unwanted = list[int](), list[int]()
+
+    def foretold(self: Exchange, hidden: torch.Tensor, gate: torch.Tensor) -> None:
+        foretell(self, hidden, gate if rightly else -gate)
+
+    def added(self: SlotsOf, *given: Any, **named: Any) -> Any:
+        taken.append(len(named["ahead"]))
+        unwanted.append(named["unwanted"])
+        return add(self, *given, **named)
+
+    monkeypatch.setattr(Exchange, "foretell", foretold)
+    monkeypatch.setattr(SlotsOf, "add", added)
+    with serving(model, meter) as engine:
+        told = answers(engine, PROMPTS[:1])
+    assert sum(taken if rightly else unwanted) > 0
+    unmodified = reference(checkpoint.model_dir)
+    assert [answer[0] for answer in told] == [generate(unmodified, p, 8) for p in PROMPTS[:1]]
 
 
 def test_a_step_that_cannot_be_captured_is_the_librarys(
