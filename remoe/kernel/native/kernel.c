@@ -157,10 +157,10 @@ static size_t step_for(size_t width) {
     return rows > PADDING ? rows : PADDING;
 }
 
-/* As many rows as leave each thread its tasks. */
-static size_t shared_step(const struct kernel *kernel, size_t rows) {
-    size_t step = rows / (LEAST_TASKS * kernel->threads) / PADDING * PADDING;
-    return step > PADDING ? step : PADDING;
+/* The same of `count` of them, as long as that leaves each thread its tasks. */
+static size_t shared_step(const struct kernel *kernel, size_t count, size_t width) {
+    size_t most = count / (LEAST_TASKS * kernel->threads) / PADDING * PADDING;
+    return smaller(step_for(width), most > PADDING ? most : PADDING);
 }
 
 static size_t steps(size_t count, size_t step) {
@@ -308,7 +308,7 @@ static int prepare(struct kernel *kernel, int64_t dtype, size_t hidden, size_t i
     kernel->inner_step = smaller(step_for(hidden), padded(inner));
     /* Weights are asked for ahead of time within a task, so with many rows longer ones wait less, as
      * long as there are three for each thread. */
-    size_t step = smaller(step_for(inner), shared_step(kernel, hidden));
+    size_t step = shared_step(kernel, hidden, inner);
     size_t longer = hidden / (3 * kernel->threads) / PADDING * PADDING;
     kernel->hidden_step = smaller(longer > step ? smaller(longer, 3 * step) : step, padded(hidden));
     size_t inner_floats =
@@ -333,7 +333,8 @@ static int forward(struct kernel *kernel, const struct call *call) {
     int status = prepare(kernel, call->input.dtype, call->hidden, call->inner);
     if (status != OK) return status;
     if (call->rows <= TILE_ROWS) /* reading is all there is to do: share it out evenly */
-        kernel->hidden_step = smaller(step_for(call->inner), padded(call->hidden));
+        kernel->hidden_step =
+            smaller(shared_step(kernel, call->hidden, call->inner), padded(call->hidden));
     kernel->call = call;
     atomic_store(&kernel->spared, (size_t)call->spared);
     kernel->segments = kernel->block_rows = 0;
