@@ -241,12 +241,11 @@ def measured_picture(measured: Series, one_task: Series) -> Picture:
             ("tpot_ms", "TPOT"),
         )
     ):
-        values = [
-            float(row[column] or 0) / float(mix[row["task"]][column] or np.nan) for row in shown
-        ]
-        bars = axes[0].barh(
-            places + 0.26 * (index - 1), values, 0.24, color=COLOURS[index], label=name
+        values = np.array(
+            [float(row[column] or 0) / float(mix[row["task"]][column] or np.nan) for row in shown]
         )
+        where, colour = places + 0.26 * (index - 1), COLOURS[index]
+        bars = axes[0].barh(where, values - 1, 0.24, left=1, color=colour, label=name)
         axes[0].bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
     axes[0].axvline(1, color=GREY, linewidth=1)
     names = [f"{str(row['way']).removeprefix('Remoe, ')}\n({row['task']})" for row in shown]
