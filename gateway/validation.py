@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from remoe.errors import InvalidRequestError, RemoeError, RequestTooLargeError
 
@@ -57,15 +57,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            more = True
-            while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
+            async for chunk in request.stream():
+                body += chunk
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
-                more = message.get("more_body", False)
     except TimeoutError:
         raise SlowRequestError(
             f"The request's body did not arrive within {_BODY_TIMEOUT_S:g} s. Send it again."

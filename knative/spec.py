@@ -23,7 +23,7 @@ class FunctionSpec:
     the most requests a replica is meant to handle at once, 0 for no limit. `cpu` is in cores.
     `annotations` are Knative's, in Knative's words. A `public` function is reachable from outside.
     Where all functions run on one machine, one with a `local_socket` listens in the file system,
-    and not at a port (docs/adr/0018-local-sockets.md).
+    and not at a port (docs/adr/0018-calls-within-a-step.md).
     """
 
     name: str

@@ -78,6 +78,7 @@ class ExpressLine:
         self._requests = (Request * shape.top_k)(*(request for _, request, _ in made))
         self._partial_bytes = shape.width * ITEM_BYTES["float32"]
         self._reply = np.empty(0, np.uint8)
+        self._reply_body_bytes = 0
         self._line = Line(
             descriptor=-1, requests=shape.top_k, request=ctypes.addressof(self._requests)
         )
@@ -130,6 +131,7 @@ class ExpressLine:
             return
         self._known = self._line.reply_head = reply[:at]
         self._line.reply_head_size = at
+        self._reply_body_bytes = len(reply) - len(reply.partition(b"\r\n\r\n")[0]) - 4
         self._reply = np.empty(len(reply) + 1, np.uint8)
         self._line.reply, self._line.reply_room = self._reply.ctypes.data, len(self._reply)
 
@@ -148,7 +150,7 @@ class ExpressLine:
             cold_start_s=cold_start_s,
             retries=0,
             hedges=0,
-            bytes_moved=self._body_bytes[routes - 1] + self._partial_bytes + _TIMES_BYTES,
+            bytes_moved=self._body_bytes[routes - 1] + self._reply_body_bytes,
             replica="" if connection is None else connection.replica,
         )
 

@@ -74,9 +74,8 @@ class HttpAddress:
     def _where(self) -> tuple[socket.AddressFamily, str | tuple[object, ...]]:
         if self.path:
             return socket.AF_UNIX, self.path
-        family, _, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
         return family, where
 
     def request(self, method: str, path: str, **headers: str) -> bytes:

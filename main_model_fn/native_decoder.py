@@ -67,9 +67,7 @@ class NativeDecoder:
             self._answer,
             watched=watched,
             beside=beside,
-            calls=self._stack.calls(splits, self._meter)
-            if beside and len(hidden[0]) == 1
-            else None,
+            calls=self._stack.calls(splits, self._meter, len(hidden[0])),
         )
         self._meter.record_all_routes(self._numbers, index.numpy())
         return MoeModelOutputWithPast(last_hidden_state=self._norm(hidden)[None])

@@ -185,7 +185,7 @@ class NativeModel:
             answer,
             watched=watched,
             beside=beside,
-            calls=self._stack.calls(splits, self._meter) if beside and len(hidden) == 1 else None,
+            calls=self._stack.calls(splits, self._meter, len(hidden)),
         )
         self._meter.record_all_routes(list(self.experts), index.numpy())
         return hidden

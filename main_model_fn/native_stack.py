@@ -188,8 +188,12 @@ class NativeStack:
             for call, line, number in zip(self._each, calls.lines, calls.numbers, strict=True):
                 call.line, call.number = line and line.address, number
 
-    def calls(self, splits: Sequence[LayerExperts], meter: StepMeter) -> StepCalls:
-        """Of a step through these layers."""
+    def calls(
+        self, splits: Sequence[LayerExperts], meter: StepMeter, rows: int
+    ) -> StepCalls | None:
+        """Those that a step of `rows` makes itself; None if its functions are not beside."""
+        if rows != 1 or not splits[0].beside:
+            return None
         held = self._buffers
         width = held.hidden.shape[1]
         return StepCalls(splits, meter, dtype=self._dtype, width=width, top_k=held.top_k)

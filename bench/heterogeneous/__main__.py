@@ -62,7 +62,7 @@ def main() -> None:
         native_variants()
     except KernelUnavailableError:
         subprocess.run([sys.executable, "-m", "remoe.kernel.native.build"], check=True)
-        native_library._open_library.cache_clear()  # noqa: SLF001
+        native_library.open_library.cache_clear()
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, split_experts_forward)
     device = torch.device(args.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
