@@ -43,7 +43,8 @@ from main_model_fn.routes import Batch
 from main_model_fn.transport import RemoteResult
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import CONTENT_TYPE, MAX_BODY_BYTES, PATH, ExpertCall
-from remoe.kernel.native_library import Decoding, NativePool
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Decoding
 from remoe.topology import ExpertEndpoint, Topology, socket_url
 
 CALLS = 8

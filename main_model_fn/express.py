@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from main_model_fn.http_connection import HttpConnection, head_of
 from main_model_fn.transport import PendingReply, RemoteResult
 from remoe.expert_call import ITEM_BYTES, ExpertCall, RowDtype
-from remoe.kernel.native_library import BROKEN, Line, Request
+from remoe.kernel.structures import BROKEN, Line, Request
 
 if TYPE_CHECKING:
     from main_model_fn.http_channel import Channel

@@ -21,7 +21,7 @@ from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.placement import Placement
 from main_model_fn.slots import SlotsOf
 from main_model_fn.streaming import ExpertWeights
-from remoe.kernel.native_library import Matrix, Routed
+from remoe.kernel.structures import Matrix, Routed
 
 if TYPE_CHECKING:
     from main_model_fn.heterogeneous import HeterogeneousResidents

@@ -19,7 +19,7 @@ from main_model_fn.streaming import ExpertWeights
 from remoe.checkpoint import Checkpoint
 from remoe.experts import ExpertId
 from remoe.kernel.native_kernel import ExpertTable, NativeKernel
-from remoe.kernel.native_library import Matrix
+from remoe.kernel.structures import Matrix
 
 __all__ = [
     "ExpertsModule",

@@ -13,8 +13,9 @@ from torch import nn
 
 from main_model_fn.native_dtypes import KERNEL_DTYPES
 from main_model_fn.native_linear import NativeLinear
-from remoe.kernel.native_library import Attention, NativePool
+from remoe.kernel.native_library import NativePool
 from remoe.kernel.projector import Projector
+from remoe.kernel.structures import Attention
 
 __all__ = ["MOST_KEYS", "MOST_ROWS", "NativeAttention", "Paged", "normed_heads", "paged_step"]
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from main_model_fn.native_dtypes import KERNEL_DTYPES
-from remoe.kernel.native_library import Matrix, NativePool, Norm
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Matrix, Norm
 
 __all__ = ["NativeNorm"]
 

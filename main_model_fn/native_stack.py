@@ -18,20 +18,20 @@ from main_model_fn.native_norm import NativeNorm
 from main_model_fn.native_stop import StepBuffers, Stop
 from main_model_fn.split import LayerExperts
 from main_model_fn.step_calls import StepCalls
-from remoe.kernel.native_library import (
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.projector import StoredWeights
+from remoe.kernel.structures import (
     NOT_POSTED,
     Attention,
     Decoding,
     Layer,
     Matrix,
-    NativePool,
     Norm,
     Projection,
     Projections,
     Routed,
     Router,
 )
-from remoe.kernel.projector import StoredWeights
 
 __all__ = ["DecoderLayer", "NativeStack"]
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from main_model_fn.routes import Batch, CallRows
-from remoe.kernel.native_library import ANSWER, NOT_POSTED, Decoding, Elsewhere, NativePool
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import ANSWER, NOT_POSTED, Decoding, Elsewhere
 
 __all__ = ["StepBuffers", "Stop"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from main_model_fn.metering import StepMeter
 from main_model_fn.split import LayerExperts
-from remoe.kernel.native_library import ANSWERED
+from remoe.kernel.structures import ANSWERED
 
 __all__ = ["StepCalls"]
 

@@ -13,7 +13,8 @@ from remoe.expert_call import ITEM_BYTES, ExpertCall, RowDtype
 from remoe.expert_tensors import ExpertTensors
 from remoe.experts import ExpertId
 from remoe.kernel.interface import ReadExpert, RoutedRows
-from remoe.kernel.native_library import DTYPES, Matrix, NativePool, Routed
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import DTYPES, Matrix, Routed
 
 __all__ = ["ExpertTable", "NativeKernel"]
 

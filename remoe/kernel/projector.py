@@ -6,7 +6,8 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from remoe.kernel.native_library import Matrix, NativePool, Projection, Projections
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Matrix, Projection, Projections
 
 __all__ = ["Projector", "StoredWeights"]
 

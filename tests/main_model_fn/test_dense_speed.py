@@ -9,7 +9,8 @@ import pytest
 from main_model_fn import dense_speed
 from main_model_fn.dense_speed import measure_dense
 from remoe.kernel.native_kernel import ExpertTable
-from remoe.kernel.native_library import Decoding, NativePool
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Decoding
 from tests.tiny_families import build_tiny_family
 
 

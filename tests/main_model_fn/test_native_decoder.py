@@ -19,7 +19,8 @@ from main_model_fn.native_decoder import NativeDecoder
 from remoe.checkpoint import Checkpoint
 from remoe.expert_call import MAX_BODY_BYTES
 from remoe.experts import Partition
-from remoe.kernel.native_library import Decoding, NativePool
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Decoding
 from tests.main_model_fn.asking import answers, ask, events, generate, serving
 from tests.tiny_families import VOCABULARY, build_tiny_family
 from tests.tiny_model import InProcessTransport, new_meter, reference

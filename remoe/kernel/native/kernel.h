@@ -148,7 +148,7 @@ struct layer {
     struct attention attention;
     struct router router;
     struct routed experts;
-    struct line *line; /* to the function of those that are not here, or NULL */
+    struct line *line;       /* to the function of those that are not here, or NULL */
     int64_t number;          /* what that function knows the layer by */
 };
 

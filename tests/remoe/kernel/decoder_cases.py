@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from remoe.kernel.native_kernel import ExpertTable, NativeKernel
-from remoe.kernel.native_library import (
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import (
     Attention,
     Decoding,
     Elsewhere,
     Layer,
     Matrix,
-    NativePool,
     Norm,
     Projection,
     Projections,

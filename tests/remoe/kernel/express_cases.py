@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from remoe.kernel.native_library import ANSWER, ANSWERED, NOT_POSTED, Decoding, Line, Request
+from remoe.kernel.structures import ANSWER, ANSWERED, NOT_POSTED, Decoding, Line, Request
 from tests.remoe.kernel.decoder_cases import DecoderCase
 
 __all__ = ["MANNERS", "Manner", "call_by_lines"]

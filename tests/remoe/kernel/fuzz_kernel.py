@@ -15,8 +15,9 @@ import numpy as np
 
 from remoe.activation import Activation, ActivationName
 from remoe.kernel.native_kernel import NativeKernel
-from remoe.kernel.native_library import Matrix, NativePool, Norm, native_variants
+from remoe.kernel.native_library import NativePool, native_variants
 from remoe.kernel.projector import Projector, StoredWeights
+from remoe.kernel.structures import Matrix, Norm
 from tests.remoe.kernel.decoder_cases import random_decoder
 from tests.remoe.kernel.express_cases import MANNERS, call_by_lines
 from tests.remoe.kernel.kernel_cases import DTYPES, random_case

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from remoe.kernel.native_library import Attention, NativePool
+from remoe.kernel.native_library import NativePool
+from remoe.kernel.structures import Attention
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from remoe.experts import ExpertId
 from remoe.kernel.native_kernel import NativeKernel
-from remoe.kernel.native_library import Matrix, NativePool, Norm, Router, native_variants
+from remoe.kernel.native_library import NativePool, native_variants
+from remoe.kernel.structures import Matrix, Norm, Router
 from tests.remoe.kernel.decoder_cases import random_decoder
 from tests.remoe.kernel.express_cases import MANNERS, Manner, call_by_lines
 from tests.remoe.kernel.kernel_cases import random_case
